@@ -1,0 +1,47 @@
+"""The door for Python: the command line's verbs as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuner import pipeline
+from tuner.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from tuner.artifact.adapter import Adapter
+
+
+def _as_recipe(recipe: str | Path | Recipe, overrides: Sequence[str], profile: str | None) -> Recipe:
+    return recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides, profile)
+
+
+def run(recipe: str | Path | Recipe, *, overrides: Sequence[str] = (), profile: str | None = None, store: str | Path | None = None) -> pipeline.Run:
+    """Check, train, publish, grade and report. Returns the version, its evaluation folder and scores. Raises Refusal."""
+    return pipeline.run(_as_recipe(recipe, overrides, profile), Path(store) if store is not None else None)
+
+
+def check(recipe: str | Path | Recipe, *, overrides: Sequence[str] = (), profile: str | None = None) -> pipeline.Prepared:
+    """Read, check and tokenise; `.checked.findings` holds what was found. Raises Refusal for input that cannot be read at all."""
+    return pipeline.prepare(_as_recipe(recipe, overrides, profile))
+
+
+def evaluate(
+    name: str, recipe: str | Path | Recipe, *, overrides: Sequence[str] = (), profile: str | None = None, store: str | Path | None = None
+) -> pipeline.Run:
+    """Grade a published version on the suites of a recipe, and add the evaluation beside it. Raises Refusal."""
+    from tuner.artifact.store import find
+
+    prepared = pipeline.prepare(_as_recipe(recipe, overrides, profile))
+    prepared.checked.raise_if_refused()
+    return pipeline.evaluate(prepared, find(Path(store or prepared.recipe.artifact.store), name))
+
+
+def load_adapter(
+    name: str, store: str | Path = "adapters", *, base: str | Path | None = None, device: str | None = None, load: str | None = None, batch: int = 32
+) -> Adapter:
+    """See tuner.artifact.adapter.load_adapter."""
+    from tuner.artifact import adapter
+
+    return adapter.load_adapter(name, store, base=base, device=device, load=load, batch=batch)

@@ -1,0 +1,157 @@
+"""Loading a version and asking it. Evaluation and serving call the same methods: what is graded is what is served.
+
+It refuses a version whose bytes changed, another base or tokenizer than it was trained with, and weights that are not finite.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from tuner.artifact.manifest import verify
+from tuner.artifact.store import Version, find
+from tuner.base import Base, BaseSpec, Precision, load_model, pick_device, resolve_base, serving_precision
+from tuner.data.record import ROLES, Message, Role
+from tuner.errors import refuse
+from tuner.safe_text import quoted
+from tuner.template.spec import TemplateSpec
+from tuner.template.tokens import Encoder, open_encoder, tokenizer_files
+
+if TYPE_CHECKING:
+    import torch
+
+    from tuner.artifact.decode import Decoder
+
+Question = str | Sequence[Mapping[str, str]] | Sequence[Message]
+Done = Callable[[int], None]
+
+
+class Adapter:
+    """A loaded adapter. `answer` and `answer_many` take a question as text, or as messages with role and content."""
+
+    def __init__(self, version: Version, manifest: dict[str, Any], encoder: Encoder, decoder: Decoder, precision: Precision):
+        self.version, self.manifest, self.encoder, self.decoder, self.precision = version, manifest, encoder, decoder, precision
+        self._is_base = False
+
+    def __repr__(self) -> str:
+        return f"Adapter({self.version.label}, base {self.manifest['base']['name']}, {self.precision})"
+
+    def answer(self, question: Question, max_new_tokens: int = 256) -> str:
+        """The adapter's greedy answer to one question."""
+        return self.answer_many([question], max_new_tokens)[0]
+
+    def answer_many(self, questions: Sequence[Question], max_new_tokens: int = 256, done: Done | None = None) -> list[str]:
+        """Greedy answers in the order of the questions; asked in batches of similar length."""
+        prompts = [self.prompt_ids(q) for q in questions]
+        with self._adapter_state():
+            ids = self.decoder.greedy(prompts, max_new_tokens, done)
+        return [self.encoder.decode(i) for i in ids]
+
+    def label_scores(self, questions: Sequence[Question], labels: Sequence[str], done: Done | None = None) -> torch.Tensor:
+        """Log-probability (n, k) of each label, its stop token included, as the whole answer to each question (nats)."""
+        prompts = [self.prompt_ids(q) for q in questions]
+        candidates = [self.encoder.completion_ids(as_messages(questions[0]), label) for label in labels]
+        with self._adapter_state():
+            return self.decoder.likelihoods(prompts, candidates, done)
+
+    def losses(self, questions: Sequence[Question], answers: Sequence[str], done: Done | None = None) -> list[tuple[float, int]]:
+        """(summed nats, tokens) of each given answer after its question, stop token included."""
+        pairs = [(self.prompt_ids(q), self.encoder.completion_ids(as_messages(q), a)) for q, a in zip(questions, answers, strict=True)]
+        with self._adapter_state():
+            sums = self.decoder.losses(pairs, done)
+        return [(total, len(completion)) for total, (_, completion) in zip(sums, pairs, strict=True)]
+
+    def prompt_ids(self, question: Question) -> list[int]:
+        """The token ids the model is given for a question."""
+        return self.encoder.prompt_ids(as_messages(question))
+
+    @contextlib.contextmanager
+    def as_base(self) -> Iterator[Adapter]:
+        """Inside, the same calls ask the untouched base, through the same template."""
+        self._is_base = True
+        try:
+            yield self
+        finally:
+            self._is_base = False
+
+    def _adapter_state(self) -> contextlib.AbstractContextManager[Any]:
+        return self.decoder.model.disable_adapter() if self._is_base else contextlib.nullcontext()  # type: ignore[no-any-return]
+
+
+def as_messages(question: Question) -> list[Message]:
+    """Text as one user message; mappings as messages. Raises Refusal on an unknown role or content that is not text."""
+    if isinstance(question, str):
+        return [Message("user", question)]
+    messages: list[Message] = []
+    for index, item in enumerate(question):
+        if isinstance(item, Message):
+            messages.append(item)
+            continue
+        role, content = item.get("role"), item.get("content")
+        if role not in ROLES or not isinstance(content, str):
+            refuse("question", f"messages[{index}]", quoted(dict(item)), f"role (one of {', '.join(ROLES)}) and content (text)", "mend the message")
+        messages.append(Message(cast(Role, role), content))
+    if not messages or messages[-1].role != "user":
+        refuse("question", "messages", "no user turn at the end", "messages that end with a user turn", "add the question")
+    return messages
+
+
+def load_adapter(
+    name: str, store: str | Path = "adapters", *, base: str | Path | None = None, device: str | None = None, load: str | None = None, batch: int = 32
+) -> Adapter:
+    """Load `name`, `name@3` or a version's folder, on the base it was trained on.
+
+    `base` names the base's folder when it was a local one. `load` is auto, bf16 or fp32; default: the recipe's. Every digest is
+    checked first. Raises Refusal.
+    """
+    folder = Path(name)
+    version = Version(folder.parent.name, int(folder.name), folder) if folder.is_dir() and folder.name.isdigit() else find(Path(store), name)
+    manifest = verify(version.folder)
+    return open_adapter(version, manifest, _base_of(manifest, base), device, load, batch)
+
+
+def open_adapter(version: Version, manifest: dict[str, Any], base: Base, device: str | None, load: str | None, batch: int) -> Adapter:
+    """The adapter of a verified version on `base`. Raises Refusal when base or tokenizer are not those of the manifest."""
+    if base.weight_digest != manifest["base"]["weight_digest"]:
+        refuse(version.label, "base", f"{base.name} with weights {base.weight_digest[:19]}…", f"{manifest['base']['name']} with weights {manifest['base']['weight_digest'][:19]}…",
+               "load it on the base it was trained on")  # fmt: skip
+    if tokenizer_files(version.folder) != manifest["template"]["files"]:
+        refuse(version.label, "template", "other tokenizer files than it was trained with", "the files in its manifest", "restore the version from a copy")
+    from peft import PeftModel
+
+    from tuner.artifact.decode import Decoder
+
+    precision = serving_precision(cast(Any, load or manifest["base"]["load"]), device or pick_device())
+    encoder = open_encoder(version.folder, TemplateSpec.model_validate(manifest["template"]["spec"]), version.label)
+    model = PeftModel.from_pretrained(load_model(base, precision), str(version.folder), local_files_only=True, autocast_adapter_dtype=False)
+    _check_weights(version, model)
+    return Adapter(version, manifest, encoder, Decoder(model.eval(), encoder.pad_id, encoder.stop_ids, batch), precision)
+
+
+def _check_weights(version: Version, model: Any) -> None:
+    """Every tensor of the file in the model, none missing, all finite: PEFT itself drops or ignores what does not fit."""
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    held = get_peft_model_state_dict(model, save_embedding_layers=False)
+    with safe_open(version.folder / "adapter_model.safetensors", framework="pt") as saved:
+        names = set(saved.keys())
+    if set(held) != names:
+        odd = sorted(set(held) ^ names)
+        refuse(version.label, "adapter_model.safetensors", f"{len(odd)} tensors that do not match the model, such as {odd[0]}",
+               "exactly the adapter's tensors", "load it on the base it was trained on")  # fmt: skip
+    if not all(bool(torch.isfinite(t).all()) for t in held.values()):
+        refuse(version.label, "adapter_model.safetensors", "weights that are not finite numbers", "finite weights", "do not serve it; train again")
+
+
+def _base_of(manifest: dict[str, Any], given: str | Path | None) -> Base:
+    facts = manifest["base"]
+    if given is None and facts["origin"] == "local folder":
+        refuse(f"{manifest['name']}@{manifest['version']}", "base", f"trained on the local folder {quoted(facts['name'])}, whose place is not stored",
+               "that folder", "give base=FOLDER (on the command line --base FOLDER)")  # fmt: skip
+    spec = BaseSpec.model_validate(json.loads(json.dumps(facts["spec"])) | ({"model": str(given)} if given is not None else {}))
+    return resolve_base(spec, Path.cwd(), "base")

@@ -1,0 +1,52 @@
+"""The model card of a version: README.md, filled from the run and nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def card(facts: dict[str, Any]) -> str:
+    """Markdown with the front matter the Hugging Face Hub reads. `facts` is the manifest without its file list."""
+    base, data, training = facts["base"], facts["data"], facts["training"]
+    front = {"library_name": "peft", "base_model": base["name"], "tags": ["lora", "tuner"], "pipeline_tag": "text-generation"}
+    splits = "\n".join(f"| {name} | {s['records']:,} | `{s['digest'][7:19]}` |" for name, s in data["splits"].items())
+    dropped = sum(data["dropped"].values())
+    return f"""---
+{json.dumps(front, indent=2)}
+---
+
+# {facts["name"]}, version {facts["version"]}
+
+A {facts["method"]["kind"]} adapter (rank {facts["method"]["rank"]}, alpha {facts["method"]["alpha"]:g}) for {base["name"]},
+trained {training["steps"]} steps on {data["splits"]["train"]["records"]:,} records; training loss {training["first_loss"]:.3f} to {training["last_loss"]:.3f}.
+
+| | |
+|---|---|
+| base | {base["name"]}, {base["origin"]}, weights `{base["weight_digest"][7:19]}` |
+| recipe | recipe.yaml (as written), resolved.yaml (every default filled in), digest `{facts["recipe_digest"][7:19]}` |
+| code | tuner {facts["versions"]["tuner"]}, commit {facts["code"]["commit"] or "unknown"}{", with uncommitted changes" if facts["code"]["dirty"] else ""} |
+| seed | {facts["seed"]} |
+
+## Data
+
+| split | records | digest |
+|---|---|---|
+{splits}
+
+{dropped:,} records dropped by checks; {data["findings"]["warning"]:,} warnings, {data["findings"]["note"]:,} notes (findings.json). records.parquet names every record used by file, line and hash.
+
+## Evaluation
+
+Results are added under `evaluations/`, one folder an evaluation, each with its report. No folder there means: not evaluated.
+
+## Use
+
+```python
+import tuner
+adapter = tuner.load_adapter("{facts["name"]}@{facts["version"]}")   # checks every digest first
+print(adapter.answer("..."))
+```
+
+Plain PEFT loads the same folder: `peft.PeftModel.from_pretrained(base, folder)`. Use this folder's tokenizer and chat template{", and this system prompt: " + json.dumps(facts["template"]["spec"]["system"], ensure_ascii=False) if facts["template"]["spec"]["system"] else ""}.
+"""

@@ -1,0 +1,211 @@
+"""Asking a model many questions at once: greedy answers, likelihoods of given answers, and losses.
+
+The tokens that all prompts of a call begin with (system prompt, worked examples) are run once and their keys and values shared.
+Answers equal those of transformers' `generate` on one prompt at a time (tests/artifact/test_decode.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tuner.base import head_on
+
+LEAST_SHARED = 8  # a shorter common beginning is not worth a pass of its own
+
+
+@dataclass
+class _Asked:
+    """A batch whose prompts have been run: keys and values, the mask over them, and logits (B, V) of the next token."""
+
+    cache: Any
+    mask: torch.Tensor
+    positions: torch.Tensor
+    logits: torch.Tensor
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.mask, self.positions, self.logits = self.mask[rows], self.positions[rows], self.logits[rows]
+
+
+class Decoder:
+    """Batched inference over token ids with one loaded model."""
+
+    def __init__(self, model: Any, pad_id: int, stop_ids: frozenset[int], batch: int = 32):
+        self.model, self.pad_id, self.stop_ids, self.batch = model, pad_id, stop_ids, batch
+        self.device = next(model.parameters()).device
+
+    # --- the three questions
+
+    @torch.inference_mode()
+    def greedy(self, prompts: Sequence[list[int]], max_new_tokens: int, done: Callable[[int], None] | None = None) -> list[list[int]]:
+        """The most likely next token again and again, up to a stop token (left out) or `max_new_tokens`. One answer a prompt."""
+        answers: list[list[int]] = [[] for _ in prompts]
+        for rows, asked in self._batches(prompts):
+            self._continue(rows, asked, answers, max_new_tokens)
+            if done is not None:
+                done(len(rows))
+        return answers
+
+    @torch.inference_mode()
+    def likelihoods(
+        self, prompts: Sequence[list[int]], candidates: Sequence[list[int]], done: Callable[[int], None] | None = None
+    ) -> torch.Tensor:
+        """Log-probability (n, k) in nats of each candidate, all its tokens summed, after each prompt."""
+        if not _full_attention(self.model.config):
+            pairs = [(p, c) for p in prompts for c in candidates]
+            return -torch.tensor(self.losses(pairs, done)).view(len(prompts), len(candidates))
+        scores = torch.empty(len(prompts), len(candidates))
+        for rows, asked in self._batches(prompts):
+            scores[rows] = self._candidate_scores(asked, candidates).cpu()
+            if done is not None:
+                done(len(rows))
+        return scores
+
+    @torch.inference_mode()
+    def losses(
+        self, pairs: Sequence[tuple[list[int], list[int]]], done: Callable[[int], None] | None = None
+    ) -> list[float]:
+        """Summed negative log-likelihood (nats) of each completion after its prompt, teacher-forced."""
+        sums = [0.0] * len(pairs)
+        prefix = self._common([p for p, _ in pairs])
+        cache = self._prefill(prefix)
+        order = sorted(range(len(pairs)), key=lambda i: -(len(pairs[i][0]) + len(pairs[i][1])))
+        for start in range(0, len(order), self.batch):
+            rows = order[start : start + self.batch]
+            for row, value in zip(rows, self._batch_losses([pairs[i] for i in rows], len(prefix), cache), strict=True):
+                sums[row] = value
+            if done is not None:
+                done(len(rows))
+        return sums
+
+    # --- batches of prompts
+
+    def _batches(self, prompts: Sequence[list[int]]) -> Iterator[tuple[list[int], _Asked]]:
+        """Batches of similar length, longest first, so that memory fails at once or never."""
+        prefix = self._common(prompts)
+        cache = self._prefill(prefix)
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        for start in range(0, len(order), self.batch):
+            rows = order[start : start + self.batch]
+            yield rows, self._ask([prompts[i][len(prefix) :] for i in rows], len(prefix), cache)
+
+    def _common(self, prompts: Sequence[list[int]]) -> list[int]:
+        """The tokens all prompts begin with, leaving each at least one of its own; empty when sharing does not pay or apply."""
+        if len(prompts) < 2 or not _full_attention(self.model.config):
+            return []
+        first, last = min(prompts), max(prompts)
+        limit = min(len(p) for p in prompts) - 1
+        length = next((i for i in range(limit) if first[i] != last[i]), limit)
+        return list(first[:length]) if length >= LEAST_SHARED else []
+
+    def _prefill(self, prefix: list[int]) -> Any:
+        if not prefix:
+            return None
+        ids = torch.tensor([prefix], device=self.device)
+        with head_on(self.model, _last(ids)):
+            return self.model(input_ids=ids, use_cache=True).past_key_values
+
+    def _copies(self, cache: Any, count: int) -> Any:
+        if cache is None:
+            return None
+        copied = deepcopy(cache)
+        copied.batch_repeat_interleave(count)
+        return copied
+
+    def _ask(self, suffixes: list[list[int]], shared: int, cache: Any) -> _Asked:
+        """Run the prompts' own tokens, padded on the left, after the shared ones."""
+        longest = max(len(s) for s in suffixes)
+        ids = torch.tensor([[self.pad_id] * (longest - len(s)) + s for s in suffixes], device=self.device)
+        own = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in suffixes], device=self.device)
+        mask = torch.cat([torch.ones(len(suffixes), shared, dtype=own.dtype, device=self.device), own], dim=1)
+        positions = (shared + own.cumsum(1) - 1).clamp(min=0)
+        with head_on(self.model, _last(ids)):
+            out = self.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self._copies(cache, len(suffixes)), use_cache=True
+            )
+        return _Asked(out.past_key_values, mask, positions[:, -1:], out.logits[0])
+
+    # --- answers
+
+    def _continue(self, rows: list[int], asked: _Asked, answers: list[list[int]], max_new_tokens: int) -> None:
+        alive = list(rows)
+        for step in range(max_new_tokens):
+            tokens = asked.logits.argmax(-1)
+            going = [i for i, token in enumerate(tokens.tolist()) if token not in self.stop_ids]
+            for i in going:
+                answers[alive[i]].append(int(tokens[i]))
+            if not going or step == max_new_tokens - 1:
+                return
+            if len(going) < len(alive):
+                kept = torch.tensor(going, device=self.device)
+                asked.keep(kept)
+                tokens, alive = tokens[kept], [alive[i] for i in going]
+            self._step(asked, tokens)
+
+    def _step(self, asked: _Asked, tokens: torch.Tensor) -> None:
+        asked.mask = torch.cat([asked.mask, asked.mask.new_ones(len(tokens), 1)], dim=1)
+        asked.positions = asked.positions + 1
+        ids = tokens[:, None]
+        with head_on(self.model, _last(ids)):
+            out = self.model(input_ids=ids, attention_mask=asked.mask, position_ids=asked.positions, past_key_values=asked.cache, use_cache=True)
+        asked.cache, asked.logits = out.past_key_values, out.logits[0]
+
+    def _candidate_scores(self, asked: _Asked, candidates: Sequence[list[int]]) -> torch.Tensor:
+        """(B, K) summed log-probabilities. All candidates follow the prompt in one row, none seeing another, each at its own positions."""
+        first = asked.logits.float().log_softmax(-1)[:, [c[0] for c in candidates]]
+        fed = [token for c in candidates for token in c[:-1]]  # each token is asked for the one after it
+        if not fed:
+            return first
+        size, known = asked.mask.shape
+        owner = torch.tensor([k for k, c in enumerate(candidates) for _ in c[:-1]], device=self.device)
+        depth = torch.tensor([d for c in candidates for d in range(len(c) - 1)], device=self.device)
+        sees = (owner[:, None] == owner[None, :]) & (depth[None, :] <= depth[:, None])
+        mask = torch.cat([asked.mask.bool()[:, None, None, :].expand(size, 1, len(fed), known), sees.expand(size, 1, -1, -1)], dim=-1)
+        ids = torch.tensor([fed] * size, device=self.device)
+        out = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=asked.positions + 1 + depth[None, :], past_key_values=asked.cache, use_cache=True
+        )
+        wanted = torch.tensor([token for c in candidates for token in c[1:]], device=self.device)
+        said = out.logits.gather(2, wanted[None, :, None].expand(size, -1, 1))[..., 0].float()
+        later = said - torch.stack([row.float().logsumexp(-1) for row in out.logits])  # row by row: (B, T, V) in fp32 is large
+        return first.index_add(1, owner, later)
+
+    def _batch_losses(self, pairs: list[tuple[list[int], list[int]]], shared: int, cache: Any) -> list[float]:
+        rows = [p[shared:] + c for p, c in pairs]
+        longest = max(len(r) for r in rows)
+        ids = torch.tensor([r + [self.pad_id] * (longest - len(r)) for r in rows], device=self.device)
+        own = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in rows], device=self.device)
+        mask = torch.cat([torch.ones(len(rows), shared, dtype=own.dtype, device=self.device), own], dim=1)
+        positions = (shared + own.cumsum(1) - 1).clamp(min=0)
+        wanted = torch.zeros_like(ids, dtype=torch.bool)  # position t predicts token t + 1
+        for row, (prompt, completion) in enumerate(pairs):
+            start = len(prompt) - shared
+            wanted[row, start - 1 : start - 1 + len(completion)] = True
+        with head_on(self.model, wanted):
+            logits = self.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self._copies(cache, len(rows)), use_cache=cache is not None
+            ).logits
+        targets = ids[:, 1:][wanted[:, :-1]]
+        nats = torch.nn.functional.cross_entropy(logits.squeeze(0).float(), targets, reduction="none")
+        owner = wanted.nonzero()[:, 0]
+        return torch.zeros(len(rows), device=self.device).index_add(0, owner, nats).tolist()  # type: ignore[no-any-return]
+
+
+def _last(ids: torch.Tensor) -> torch.Tensor:
+    """Positions (B, T) that are true at the last token of each row: where the next one is predicted."""
+    positions = torch.zeros_like(ids, dtype=torch.bool)
+    positions[:, -1] = True
+    return positions
+
+
+def _full_attention(config: Any) -> bool:
+    """Does every layer attend to all earlier tokens? Only then do shared keys with padding after them leave answers unchanged."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return all(kind == "full_attention" for kind in kinds)
+    return getattr(config, "sliding_window", None) is None and hasattr(config, "num_attention_heads")

@@ -1,0 +1,13 @@
+"""The recipe's `artifact:` section: where versions are kept."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from tuner.section import Section
+
+
+class ArtifactSpec(Section):
+    """The store of versions."""
+
+    store: str = Field("adapters", description="folder of named, numbered versions, relative to the working folder")

@@ -1,0 +1,531 @@
+"""The command line: words in, one call, an exit code. It speaks; the rooms keep quiet.
+
+It refuses nothing of its own but unknown commands; a Refusal from a room is printed in full and exits with code 2.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from tuner.errors import Exit, Refusal, Terminated, refuse
+from tuner.safe_text import visible
+
+if TYPE_CHECKING:
+    from tuner.data.findings import Finding
+    from tuner.pipeline import Prepared, Run
+    from tuner.plan.budget import Plan
+    from tuner.recipe import Recipe
+    from tuner.train.sft import Progress
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="One recipe file in, one versioned LoRA adapter out, with its evidence. Exit codes: 0 good, 1 bug, 2 refused input, "
+    "3 evaluated and not better, 130/143 interrupted.",
+)  # fmt: skip
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+RecipeFile = Annotated[Path, typer.Argument(help="recipe file (YAML)", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="overrides, as key.path=value", show_default=False)]
+Profile = Annotated[str | None, typer.Option(help="a set of overrides the recipe defines under `profiles:`")]
+Store = Annotated[str | None, typer.Option(help="folder of versions; default: the recipe's artifact.store, or ./adapters")]
+BaseFolder = Annotated[str | None, typer.Option("--base", help="folder of the base model, when it was a local one")]
+Name = Annotated[str, typer.Argument(help="NAME@VERSION, or NAME for the latest", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+
+
+# --- verbs ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None, store: Store = None) -> None:
+    """Check, train, publish a version, grade it against the prompted base, write the report."""
+    done = _pipeline(_recipe(recipe, overrides, profile), store, grade_after=True)
+    if done.version is not None:
+        _say_run(done)
+        _exit_by_verdict(done)
+
+
+@app.command()
+def train(recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None, store: Store = None) -> None:
+    """Check, train and publish a version, without grading it."""
+    done = _pipeline(_recipe(recipe, overrides, profile), store, grade_after=False)
+    if done.version is not None:
+        out.print(f"published {done.version.label}  {_shown_path(done.version.folder)}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(name: Name, recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None, store: Store = None) -> None:
+    """Grade a version on the suites of a recipe and add the evaluation beside it."""
+    from tuner import pipeline
+    from tuner.artifact.store import find
+
+    loaded = _recipe(recipe, overrides, profile)
+    version = find(Path(store or loaded.artifact.store), name)
+    with _Teller() as teller:
+        teller.stage("data", "reading and checking records")
+        prepared = pipeline.prepare(loaded)
+        prepared.checked.raise_if_refused()
+        done = pipeline.evaluate(prepared, version, teller)
+    _say_run(done)
+    _exit_by_verdict(done)
+
+
+@app.command()
+def check(
+    recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None, as_json: AsJson = False,
+    findings: Annotated[Path | None, typer.Option(help="also write every finding to this file (JSON)")] = None,
+) -> None:  # fmt: skip
+    """Read every split, check the records, say what was found. Loads no model. Exit 2 when something must be mended."""
+    from tuner import pipeline
+    from tuner.durable import json_text, write_text
+
+    prepared = pipeline.prepare(_recipe(recipe, overrides, profile))
+    report = {"files": prepared.accounts, "findings": [f.as_dict() for f in prepared.checked.findings]}
+    if findings is not None:
+        write_text(findings, json_text(report["findings"]))
+    if as_json:
+        sys.stdout.write(json_text(report))
+    else:
+        _say_checked(prepared)
+    if prepared.checked.errors:
+        raise typer.Exit(Exit.REFUSED)
+
+
+@app.command()
+def preview(
+    recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="records to show of each split")] = 2,
+    split: Annotated[str, typer.Option(help="train, validation, held_out, or ood.NAME")] = "train",
+) -> None:  # fmt: skip
+    """Show records as the model will see them: loss tokens in colour, special tokens visible, counts under each."""
+    from tuner import pipeline
+    from tuner.catalog import choose
+    from tuner.template.preview import preview_counts, preview_text
+
+    prepared = pipeline.prepare(_recipe(recipe, overrides, profile))
+    for row in choose(prepared.rows, split, recipe.name, "--split")[:count]:
+        out.print(f"{visible(row.record.where)}", style="bold", markup=False)
+        out.print(preview_text(row, prepared.encoder))
+        out.print(f"{preview_counts(row)}\n", style="dim")
+    out.print("loss tokens are black on green (specials on yellow); everything else is context", style="dim")
+
+
+@app.command()
+def plan(recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None, as_json: AsJson = False) -> None:
+    """Say what the run will cost before it starts: steps, tokens, trainable parameters, memory, time."""
+    from tuner import pipeline
+    from tuner.durable import json_text
+
+    prepared = pipeline.prepare(_recipe(recipe, overrides, profile))
+    prepared.checked.raise_if_refused()
+    made = pipeline.plan(prepared)
+    if as_json:
+        sys.stdout.write(json_text(made.as_dict()))
+    else:
+        _say_plan(made, with_how=True)
+
+
+@app.command()
+def answer(
+    name: Name,
+    question: Annotated[str | None, typer.Argument(help="the question; without it, JSON lines are read from --input", show_default=False)] = None,
+    input_: Annotated[Path | None, typer.Option("--input", help='JSON lines: {"prompt": …} or {"messages": […]}; - for standard input')] = None,
+    output: Annotated[Path | None, typer.Option(help="where answers go, as JSON lines; default: standard output")] = None,
+    store: Store = None, base: BaseFolder = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer (tokens)")] = 256,
+) -> None:  # fmt: skip
+    """Ask a version: one question, or JSON lines in and JSON lines out."""
+    from tuner.artifact.adapter import load_adapter
+
+    if (question is None) == (input_ is None):
+        refuse("command line", "", "both or neither of a question and --input", "one of them", 'tuner answer NAME "question"')
+    rows = [{"prompt": question}] if question is not None else _input_rows(input_)
+    adapter = load_adapter(name, store or "adapters", base=base)
+    answers = adapter.answer_many([_question_of(row, i) for i, row in enumerate(rows, start=1)], max_new_tokens)
+    if question is not None:
+        sys.stdout.write(_for_terminal(answers[0]) + "\n")
+        return
+    text = "".join(json.dumps({**row, "answer": a}, ensure_ascii=False) + "\n" for row, a in zip(rows, answers, strict=True))
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        from tuner.durable import write_text
+
+        write_text(output, text)
+
+
+@app.command("list")
+def list_versions(store: Store = None, as_json: AsJson = False) -> None:
+    """List every version in the store."""
+    from tuner.artifact.store import latest_evaluation, versions
+
+    rows = []
+    for version, manifest in versions(Path(store or "adapters")):
+        evaluation = latest_evaluation(version)
+        verdict = json.loads((evaluation / "scores.json").read_text(encoding="utf-8"))["verdict"] if evaluation else None
+        rows.append({"version": version.label, "created": manifest["created"], "base": manifest["base"]["name"], "verdict": verdict})
+    if as_json:
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return
+    if not rows:
+        out.print("no versions yet; `tuner run RECIPE` makes the first")
+    for row in rows:
+        said = "not evaluated" if row["verdict"] is None else f"{row['verdict']['word']} ({row['verdict']['metric']} {row['verdict']['value']:+.3f})"
+        out.print(f"{row['version']:32} {row['created'][:16]}  {visible(row['base']):28} {said}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, so that editors complete and check them."""
+    from tuner.recipe import recipe_schema
+
+    sys.stdout.write(json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n")
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of tuner and of the libraries that decide its results."""
+    from tuner.fingerprint import library_versions
+
+    for library, number in library_versions().items():
+        out.print(f"{library:14} {number}", markup=False)
+
+
+# --- show ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def show(
+    what: Annotated[str, typer.Argument(help="recipe, checks, metrics, bases, methods, or an adapter as NAME[@VERSION]", show_default=False)],
+    recipe: Annotated[Path | None, typer.Argument(help="with `recipe`: the file", show_default=False)] = None,
+    overrides: Overrides = None, profile: Profile = None, store: Store = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Print a recipe with every default filled in, a table of choices, or what a version is."""
+    if what == "recipe":
+        _show_recipe(recipe, overrides, profile)
+    elif what in TABLES:
+        for name, line in TABLES[what]():
+            out.print(f"{name:20} {line}", markup=False, soft_wrap=True)
+    else:
+        _show_version(what, store, as_json)
+
+
+def _show_recipe(recipe: Path | None, overrides: list[str] | None, profile: str | None) -> None:
+    from tuner.recipe import recipe_text
+
+    if recipe is None:
+        refuse("command line", "show recipe", "no file", "a recipe file", "tuner show recipe recipes/quickstart.yaml")
+    sys.stdout.write(recipe_text(_recipe(recipe, overrides, profile)))
+
+
+def _show_version(name: str, store: str | None, as_json: bool) -> None:
+    from tuner.artifact.manifest import read_manifest
+    from tuner.artifact.store import find, latest_evaluation
+
+    found = find(Path(store or "adapters"), name)
+    if as_json:
+        sys.stdout.write(json.dumps(read_manifest(found.folder), indent=2, ensure_ascii=False) + "\n")
+        return
+    sys.stdout.write(_for_terminal((found.folder / "README.md").read_text(encoding="utf-8")))
+    evaluation = latest_evaluation(found)
+    if evaluation is not None:
+        sys.stdout.write("\n" + _for_terminal((evaluation / "report.md").read_text(encoding="utf-8")))
+
+
+def _checks() -> Iterator[tuple[str, str]]:
+    from tuner.data.checks import CHECKS
+
+    for name, check_ in CHECKS.items():
+        default = check_.default + "".join(f", {task}: {action}" for task, action in check_.by_task.items())
+        yield name, f"{check_.what}  [{default}]"
+
+
+def _metrics() -> Iterator[tuple[str, str]]:
+    from tuner.evaluate.metrics import METRICS
+
+    for name, metric in METRICS.items():
+        yield name, f"{metric.what}; {'higher' if metric.higher_is_better else 'lower'} is better"
+
+
+def _bases() -> Iterator[tuple[str, str]]:
+    from tuner.base import BASES
+
+    for name, base in BASES.items():
+        yield name, f"{base.note}; {base.requirement}, {base.licence}"
+
+
+def _methods() -> Iterator[tuple[str, str]]:
+    from tuner.train.methods import METHODS
+
+    for name, method in METHODS.items():
+        yield name, method.what
+
+
+TABLES: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {"checks": _checks, "metrics": _metrics, "bases": _bases, "methods": _methods}
+
+
+# --- reading what the user gave ------------------------------------------------------------------------------------
+
+
+def _recipe(path: Path, overrides: list[str] | None, profile: str | None) -> Recipe:
+    from tuner.recipe import load_recipe
+
+    return load_recipe(path, overrides or [], profile)
+
+
+def _input_rows(path: Path | None) -> list[dict[str, Any]]:
+    try:
+        text = sys.stdin.read() if str(path) == "-" else Path(str(path)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        refuse(path, "--input", getattr(error, "strerror", None) or "not UTF-8 text", "a readable file of JSON lines", "check the path")
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not ("prompt" in row or "messages" in row):
+            refuse(f"{path}:{number}", "", visible(line, 60), 'a JSON object with "prompt" or "messages"', f"mend or delete line {number}")
+        rows.append(row)
+    if not rows:
+        refuse(path, "--input", "no questions", "at least one line", "add a line")
+    return rows
+
+
+def _question_of(row: dict[str, Any], number: int) -> Any:
+    question = row.get("messages", row.get("prompt"))
+    if not isinstance(question, (str, list)) or not question:
+        refuse(f"line {number}", "prompt", visible(question, 60), "text, or a list of messages", f"mend line {number}")
+    return question
+
+
+# --- speaking ------------------------------------------------------------------------------------------------------
+
+
+class _Teller:
+    """Tells the terminal what a run is doing: one bar at a time; without a terminal, a line every ten seconds."""
+
+    QUIET_SECONDS = 10.0
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[rate]}", markup=False), TimeRemainingColumn(), console=err, transient=True,
+        )  # fmt: skip
+        self.task: Any = None
+        self.what = ""
+        self.spoke = 0.0
+        self.began = time.monotonic()
+
+    def __enter__(self) -> _Teller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def stage(self, name: str, say: str) -> None:
+        self._close()
+        err.print(f"[{time.monotonic() - self.began:6.1f} s] {name}: {visible(say)}", markup=False, soft_wrap=True)
+
+    def checked(self, prepared: Prepared) -> None:
+        _say_checked(prepared, brief=True)
+
+    def planned(self, plan: Plan) -> None:
+        _say_plan(plan, with_how=False)
+
+    def training(self, progress: Progress) -> None:
+        loss = "" if progress.loss is None else f"loss {progress.loss:.3f}, "
+        self._move("training", progress.step, progress.steps, f"{loss}{progress.tokens_per_second:.0f} tokens/s", progress.seconds_left)
+
+    def grading(self, what: str, done: int, total: int) -> None:
+        self._move("grading", done, total, visible(what), None)
+
+    def _move(self, what: str, done: int, total: int, rate: str, seconds_left: float | None) -> None:
+        if not err.is_terminal:
+            now = time.monotonic()
+            if now - self.spoke > self.QUIET_SECONDS or done == total:
+                self.spoke = now
+                left = "" if seconds_left is None or done == total else f", {seconds_left:.0f} s left"
+                err.print(f"[{now - self.began:6.1f} s] {what} {done}/{total}, {rate}{left}", markup=False, soft_wrap=True)
+            return
+        if what != self.what:
+            self._close()
+            self.what = what
+            self.task = self.bar.add_task(what, total=total, rate=rate)
+            self.bar.start()
+        self.bar.update(self.task, completed=done, total=total, rate=rate)
+
+    def _close(self) -> None:
+        if self.task is not None:
+            self.bar.stop()
+            self.bar.remove_task(self.task)
+            self.task, self.what = None, ""
+
+
+def _pipeline(recipe: Recipe, store: str | None, grade_after: bool) -> Run:
+    from tuner import pipeline
+
+    _note_single_process()
+    if not pipeline.is_main():
+        return pipeline.run(recipe, Path(store) if store else None, grade_after=grade_after)
+    with _Teller() as teller:
+        return pipeline.run(recipe, Path(store) if store else None, teller, grade_after)  # type: ignore[arg-type]
+
+
+def _note_single_process() -> None:
+    """`accelerate launch --num_processes N` on a machine without GPUs starts one process unless it is also given --multi_gpu."""
+    import os
+
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        err.print("note: accelerate started one process although several were asked for. On CPUs write `accelerate launch --multi_gpu "
+                  "--num_processes N -m tuner …` (its name for torchrun). Going on with one; the result is the same, slower.", markup=False)  # fmt: skip
+
+
+def _say_checked(prepared: Prepared, brief: bool = False) -> None:
+    checked = prepared.checked
+    for account in prepared.accounts:
+        said = f"read {account['read']} = kept {account['kept']} + dropped {account['dropped']} + rejected {account['rejected']}"
+        out.print(f"{account['split']:18} {said}  {visible(account['file'])}", markup=False, soft_wrap=True)
+    used = ", ".join(f"{split} {len(records)}" for split, records in prepared.splits.records.items())
+    out.print(f"{used} records; {checked.count('error')} errors, {checked.count('warning')} warnings, {checked.count('note')} notes", markup=False, soft_wrap=True)
+    groups = Counter((f.severity, f.check) for f in checked.findings)
+    for (severity, name), count in sorted(groups.items()):
+        out.print(f"{severity:8} {name}: {count}", markup=False, soft_wrap=True)
+        first = [f for f in checked.findings if f.check == name and f.severity == severity]
+        for finding in first[: 0 if brief and severity != "error" else 10]:
+            _say_finding(finding)
+
+
+def _say_finding(finding: Finding) -> None:
+    for line in finding.problem().lines().splitlines():
+        out.print(f"  {visible(line)}", markup=False, soft_wrap=True)
+
+
+def _say_plan(plan: Plan, with_how: bool) -> None:
+    out.print(
+        f"plan: {plan.records} records, {plan.tokens_per_epoch} tokens an epoch ({plan.loss_tokens_per_epoch} carry loss), longest row {plan.longest_row_tokens}; "
+        f"{plan.steps} steps of {plan.records_per_step} records", soft_wrap=True)  # fmt: skip
+    out.print(
+        f"plan: {plan.trainable_parameters:,} trainable of {plan.base_parameters:,} parameters; {plan.precision}; "
+        f"about {plan.peak_bytes / 1e9:.1f} GB and {_minutes(plan.seconds)} of training at {plan.tokens_per_second:.0f} tokens/s"
+        + (f", cost {plan.cost:.2f}" if plan.cost is not None else ""), soft_wrap=True)  # fmt: skip
+    if with_how:
+        for part, size in plan.memory_bytes.items():
+            out.print(f"  {part:14} {size / 1e6:10.1f} MB")
+        for name, how in plan.how.items():
+            out.print(f"  {name}: {how}", markup=False, soft_wrap=True)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def _say_run(done: Run) -> None:
+    if done.version is None:
+        return
+    out.print(f"\npublished {done.version.label}  {_shown_path(done.version.folder)}", markup=False, soft_wrap=True)
+    if done.evaluation is None:
+        return
+    primary = done.scores["primary"]
+    out.print(f"{primary} with 95 % intervals, against the best of the base's prompts on the same items:", markup=False, soft_wrap=True)
+    for name, suite in done.scores["suites"].items():
+        found = suite["differences"][primary]
+        ours, theirs = suite["values"]["adapter"][primary], suite["values"][found["baseline"]][primary]
+        out.print(
+            f"  {visible(name):14} n {suite['n']:4}  base {_interval(theirs)}  adapter {_interval(ours)}  "
+            f"difference {found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]  {found['verdict']}",
+            markup=False, soft_wrap=True)  # fmt: skip
+    out.print(f"verdict: {done.verdict}", style="bold", markup=False)
+    out.print(f"report: {_shown_path(done.evaluation / 'report.html')}", markup=False, soft_wrap=True)
+
+
+def _interval(estimate: dict[str, Any]) -> str:
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
+def _exit_by_verdict(done: Run) -> None:
+    if done.scores and done.verdict != "better":
+        raise typer.Exit(Exit.NOT_BETTER)
+
+
+def _shown_path(path: Path) -> str:
+    """Relative to the working folder where that is shorter."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _for_terminal(text: str) -> str:
+    return "\n".join(visible(line) for line in text.split("\n"))
+
+
+# --- the way out ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C does, so that staging folders are removed and nothing half-done is published."""
+
+    def terminated(_number: int, _frame: Any) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main() -> None:
+    """Run the command line and exit with a documented code."""
+    try:
+        with _signals():
+            code = app(standalone_mode=False)
+    except Refusal as refusal:
+        code = _refused(refusal)
+    except KeyboardInterrupt:
+        err.print("interrupted; nothing was published by this run", markup=False)
+        code = Exit.INTERRUPTED
+    except Terminated:
+        err.print("terminated; nothing was published by this run", markup=False)
+        code = Exit.TERMINATED
+    except typer.Abort:
+        code = Exit.INTERRUPTED
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's own usage errors
+            err.print(f"{error.format_message()}\ntry `tuner --help`", markup=False, soft_wrap=True)
+            code = Exit.REFUSED
+        else:
+            traceback.print_exc()
+            err.print(escape("this is a bug in tuner, not in your data; please report the lines above with `tuner version`"))
+            code = Exit.BUG
+    sys.exit(int(code or 0))
+
+
+def _refused(refusal: Refusal) -> Exit:
+    from tuner.pipeline import is_main
+
+    if is_main():
+        for line in str(refusal).split("\n"):
+            err.print(visible(line), markup=False, soft_wrap=True)
+    return Exit.REFUSED

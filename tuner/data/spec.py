@@ -1,0 +1,98 @@
+"""The recipe's `data:` section: where each split comes from, how records are read, and what each check may do."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from tuner.section import Section
+
+Action = Literal["refuse", "warn", "drop", "off"]
+Shape = Literal["messages", "sharegpt", "alpaca", "prompt_completion"]
+
+
+class Columns(Section):
+    """Which columns hold what, for files whose own names are not recognised."""
+
+    messages: str | None = Field(None, description="column holding the list of messages")
+    system: str | None = Field(None, description="column holding the system prompt")
+    prompt: str | None = Field(None, description="column holding the prompt")
+    completion: str | None = Field(None, description="column holding the completion")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Columns:
+        chat, pair = self.messages is not None, self.prompt is not None and self.completion is not None
+        if chat == pair:
+            raise ValueError("name either `messages`, or both `prompt` and `completion`")
+        return self
+
+
+def _one_or_many(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _path_alone(value: object) -> object:
+    return {"files": value} if isinstance(value, (str, list)) else value
+
+
+class SourceSpec(Section):
+    """One source of records: local files, or a dataset of the Hugging Face Hub pinned to a commit."""
+
+    files: Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] = Field(
+        default_factory=list, description="paths, relative to the recipe file; .jsonl .json .csv .tsv .parquet, each also .gz"
+    )
+    hub: str | None = Field(None, description="dataset id on the Hugging Face Hub, as org/name")
+    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="commit of the hub dataset, 40 hex digits")
+    subset: str | None = Field(None, description="configuration name of the hub dataset")
+    hub_split: str = Field("train", description="split name of the hub dataset")
+    online: bool = Field(False, description="may the hub be contacted; otherwise only its local cache is read")
+    columns: Columns | None = Field(None, description="explicit column mapping; without it the shape is recognised per file")
+    take: int | None = Field(None, ge=1, description="use only this many records, chosen by the recipe's seed and content hash")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceSpec:
+        if bool(self.files) == (self.hub is not None):
+            raise ValueError("name either `files` or `hub`")
+        if self.hub is not None and self.revision is None:
+            raise ValueError("a hub dataset needs `revision`: the 40-digit commit it is pinned to")
+        return self
+
+
+Source = Annotated[SourceSpec, BeforeValidator(_path_alone, json_schema_input_type=str | list[str] | SourceSpec)]
+
+
+class CutSpec(Section):
+    """Cutting validation and held_out from the training source, when they are not given as files."""
+
+    validation: float = Field(0.0, ge=0.0, lt=0.9, description="share of groups cut off for validation")
+    held_out: float = Field(0.0, ge=0.0, lt=0.9, description="share of groups cut off for held_out")
+    group_by: str | None = Field(None, description="column whose equal values stay together (customer, conversation, document)")
+    stratify: bool = Field(False, description="cut the same share of every completion; for label tasks")
+
+
+class DataSpec(Section):
+    """Splits have exact names: train is fitted, validation is watched, held_out and ood are read once afterwards."""
+
+    task: Literal["label", "json", "text"] = Field(
+        "text", description="what a completion is: one of a closed set of labels, a JSON object, or free text"
+    )
+    train: Source = Field(description="records the adapter is fitted to")
+    validation: Source | None = Field(None, description="records watched while fitting; settings are chosen on these")
+    held_out: Source | None = Field(None, description="same source as train, read once after training")
+    ood: dict[str, Source] = Field(default_factory=dict, description="named out-of-distribution suites, read once after training")
+    cut: CutSpec = Field(default_factory=lambda: CutSpec(), description="how to cut splits that are not given as files")
+    checks: dict[str, Action] = Field(
+        default_factory=dict, description="what each check may do: refuse, warn, drop (counted) or off; see `tuner show checks`"
+    )
+    max_record_bytes: int = Field(1_048_576, ge=1024, description="a longer line is refused (bytes)")
+    max_file_bytes: int = Field(4_294_967_296, ge=1024, description="a file that unpacks to more is refused (bytes)")
+
+    @model_validator(mode="after")
+    def _splits_once(self) -> DataSpec:
+        for split in ("validation", "held_out"):
+            if getattr(self, split) is not None and getattr(self.cut, split) > 0:
+                raise ValueError(f"`{split}` is given both as a source and in `cut`: keep one")
+        if self.cut.validation + self.cut.held_out >= 1:
+            raise ValueError("`cut` leaves nothing to train on")
+        return self

@@ -1,0 +1,117 @@
+"""The four splits by their exact names: train is fitted, validation watched, held_out and ood read once afterwards.
+
+It refuses to guess: a split is a source of its own, or a stated share cut from train by seed, content and group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tuner.data.record import Record
+from tuner.data.sources import FileAccount, read_source
+from tuner.data.spec import CutSpec, DataSpec, SourceSpec
+from tuner.errors import Problem, Refusal, refuse
+from tuner.fingerprint import digest_json
+
+OOD = "ood."
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Records by split name (`train`, `validation`, `held_out`, `ood.<name>`) and the account of every file read."""
+
+    records: Mapping[str, list[Record]]
+    accounts: tuple[FileAccount, ...]
+
+    def __getitem__(self, split: str) -> list[Record]:
+        return self.records.get(split, [])
+
+    @property
+    def suites(self) -> list[str]:
+        """The splits that are read once after training, in the order of the recipe."""
+        return [s for s in self.records if s == "held_out" or s.startswith(OOD)]
+
+    def digest(self, split: str) -> str:
+        return digest_json([r.hash for r in self[split]])
+
+    def without(self, dropped: set[tuple[str, int]]) -> Splits:
+        """The same splits less the records at these (file, line)."""
+        kept = {split: [r for r in rows if (r.file, r.line) not in dropped] for split, rows in self.records.items()}
+        return replace(self, records=kept)
+
+
+def read_splits(spec: DataSpec, folder: Path, seed: int) -> Splits:
+    """Read every split the recipe names. Raises Refusal with all problems of all files."""
+    records: dict[str, list[Record]] = {}
+    accounts: list[FileAccount] = []
+    problems: list[Problem] = []
+    for split, source in _sources(spec).items():
+        reading = read_source(source, split, folder, seed, spec.max_record_bytes, spec.max_file_bytes)
+        records[split] = reading.records
+        accounts += reading.accounts
+        problems += reading.problems
+    if problems:
+        raise Refusal(problems)
+    if spec.cut.validation or spec.cut.held_out:
+        records = _with_cuts(records, spec.cut, seed)
+    return Splits(records, tuple(accounts))
+
+
+def _sources(spec: DataSpec) -> dict[str, SourceSpec]:
+    named = {"train": spec.train, "validation": spec.validation, "held_out": spec.held_out}
+    return {split: s for split, s in named.items() if s is not None} | {OOD + name: s for name, s in spec.ood.items()}
+
+
+def _with_cuts(records: dict[str, list[Record]], cut: CutSpec, seed: int) -> dict[str, list[Record]]:
+    parts = cut_records(records["train"], cut, seed)
+    order = ["train", "validation", "held_out"]
+    merged = {split: parts.get(split) or records.get(split, []) for split in order}
+    rest = {split: rows for split, rows in records.items() if split not in order}
+    return {split: rows for split, rows in merged.items() if rows} | rest
+
+
+def cut_records(records: list[Record], cut: CutSpec, seed: int) -> dict[str, list[Record]]:
+    """train, validation and held_out from one list, whole groups at a time, chosen by a hash of seed and group.
+
+    A group is the value of `group_by`, or else the normalised prompt, so that two answers to one question stay together.
+    With `stratify` the shares hold within every completion (of a group's first record).
+    """
+    groups_of: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups_of[_group(record, cut.group_by)].append(record)
+    strata: dict[str, dict[str, list[Record]]] = defaultdict(dict)
+    for group, members in groups_of.items():
+        strata[members[0].completion if cut.stratify else ""][group] = members
+    home: dict[tuple[str, int], str] = {}
+    for groups in strata.values():
+        ranked = sorted(groups, key=lambda g: hashlib.sha256(f"{seed}\x1f{g}".encode()).digest())
+        held_out = _share(cut.held_out, len(ranked))
+        validation = _share(cut.validation, len(ranked))
+        for index, group in enumerate(ranked):
+            split = "held_out" if index < held_out else "validation" if index < held_out + validation else "train"
+            home.update({(r.file, r.line): split for r in groups[group]})
+    parts: dict[str, list[Record]] = {"train": [], "validation": [], "held_out": []}
+    for record in records:
+        split = home[record.file, record.line]
+        parts[split].append(replace(record, split=split))
+    if not parts["train"]:
+        refuse("data.cut", "data.train", f"{len(records)} records in too few groups", "something left to train on", "cut less, or give more data")
+    return parts
+
+
+def _share(share: float, groups: int) -> int:
+    return max(1, round(share * groups)) if share > 0 and groups > 2 else round(share * groups)
+
+
+def _group(record: Record, column: str | None) -> str:
+    if column is None:
+        return record.prompt_key
+    value: Any = record.extra.get(column)
+    if value is None:
+        refuse(record.where, column, "no value", "a value of the group column in every record", "fill it, or remove data.cut.group_by")
+    return str(value)

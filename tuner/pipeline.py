@@ -1,0 +1,318 @@
+"""The corridor: calls each room once, in order. Read this first.
+
+recipe → data → template → plan → train → artifact → evaluate → report. Under `accelerate launch` every rank reads and checks the
+same records; the main rank alone prints, publishes and grades. It refuses what the rooms refuse.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner.artifact.store import Version
+from tuner.base import Base, guard_tokenizer, resolve_base
+from tuner.catalog import choose
+from tuner.data.checks import CHECKS
+from tuner.data.findings import Checked, Context, run_checks
+from tuner.data.splits import Splits, read_splits
+from tuner.durable import ensure_folder, json_text
+from tuner.errors import refuse
+from tuner.fingerprint import digest_json, git_state, hardware, library_versions
+from tuner.recipe import Recipe, recipe_text
+from tuner.template.tokens import Encoder, Row, open_encoder
+
+if TYPE_CHECKING:
+    from tuner.artifact.adapter import Adapter
+    from tuner.plan.budget import Plan
+    from tuner.train.sft import Progress, Trained
+
+
+class Listener:
+    """Who is told what a run is doing. This one keeps quiet; the command line has one that speaks."""
+
+    def stage(self, name: str, say: str) -> None: ...
+    def checked(self, prepared: Prepared) -> None: ...
+    def planned(self, plan: Plan) -> None: ...
+    def training(self, progress: Progress) -> None: ...
+    def grading(self, what: str, done: int, total: int) -> None: ...
+
+
+QUIET = Listener()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Records checked and turned into rows, on a resolved base. `rows` holds what will be trained and watched."""
+
+    recipe: Recipe
+    base: Base
+    encoder: Encoder
+    checked: Checked
+    rows: dict[str, list[Row]]
+
+    @property
+    def splits(self) -> Splits:
+        return self.checked.splits
+
+    @property
+    def accounts(self) -> list[dict[str, Any]]:
+        """Per file: read = kept + dropped + rejected, to the record."""
+        lines = []
+        for account in self.splits.accounts:
+            dropped = sum(by_file.get(account.file, 0) for by_file in self.checked.dropped.values())
+            lines.append({
+                "file": account.file, "split": account.split, "digest": account.digest, "read": account.read,
+                "kept": account.read - account.rejected - dropped, "dropped": dropped, "rejected": account.rejected,
+            })  # fmt: skip
+        return lines
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run gave: the version, and where its evaluation and report are. Ranks other than the main one get no version."""
+
+    version: Version | None
+    evaluation: Path | None = None
+    scores: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str | None:
+        return self.scores["verdict"]["word"] if self.scores else None
+
+
+# --- data and template ---------------------------------------------------------------------------------------------
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Read, check and tokenise every split. Findings that refuse are kept in `checked`; the caller decides when to raise."""
+    base = resolve_base(recipe.base, recipe.path.parent, str(recipe.path.name))
+    encoder = open_encoder(base.folder, recipe.template, base.name)
+    guard_tokenizer(encoder.tokenizer, base.name)
+    if base.context_tokens is not None and recipe.template.max_tokens > base.context_tokens:
+        refuse(recipe.path.name, "template.max_tokens", recipe.template.max_tokens, f"at most {base.context_tokens}, the base's context", "lower it")
+    splits = read_splits(recipe.data, recipe.path.parent, recipe.seed)
+    rows = {split: encoder.rows(records) for split, records in splits.records.items()}
+    checked = check_rows(recipe, encoder, splits, rows)
+    kept = {(r.file, r.line) for records in checked.splits.records.values() for r in records}
+    rows = {split: [r for r in of if (r.record.file, r.record.line) in kept] for split, of in rows.items()}
+    return Prepared(recipe, base, encoder, checked, rows)
+
+
+def check_rows(recipe: Recipe, encoder: Encoder, splits: Splits, rows: dict[str, list[Row]]) -> Checked:
+    """Run the catalogue of checks. Raises Refusal when the recipe names a check that does not exist."""
+    for name in recipe.data.checks:
+        choose(CHECKS, name, recipe.path.name, "data.checks")
+    tokens = {(r.record.file, r.record.line): (r.prompt_tokens, len(r.input_ids) - r.prompt_tokens) for of in rows.values() for r in of}
+    context = Context(splits, recipe.data.task, recipe.template.max_tokens, frozenset(encoder.control_texts), tokens)
+    checked = run_checks(CHECKS, context, recipe.data)
+    if not checked.splits["train"] and not checked.errors:
+        refuse(recipe.path.name, "data.train", "no records left after checks", "at least one record", "look at `tuner check` for what was dropped")
+    return checked
+
+
+# --- plan ----------------------------------------------------------------------------------------------------------
+
+
+def plan(prepared: Prepared) -> Plan:
+    """Cost of the run, before step 1. Loads torch, but no weights."""
+    from peft import get_peft_model
+
+    from tuner.base import pick_device, quiet_libraries, training_precision
+    from tuner.plan.budget import RowCounts, Schedule, make_plan, matrix_rate, model_shape
+    from tuner.train.methods import METHODS
+    from tuner.train.sft import micro_batch
+
+    quiet_libraries()
+    recipe, rows = prepared.recipe, prepared.rows["train"]
+    method = choose(METHODS, recipe.method.kind, "recipe", "method.kind")
+    precision = training_precision(recipe.base.load, pick_device())
+    shape = model_shape(prepared.base, lambda model: get_peft_model(model, method.config(recipe.method, model)))
+    size, _ = micro_batch(recipe.train, world_size())
+    schedule = Schedule(recipe.train.epochs, recipe.train.max_steps, recipe.train.records_per_step, size)
+    counts = RowCounts([len(r.input_ids) for r in rows], sum(r.completion_tokens for r in rows))
+    mean_tokens = sum(counts.lengths) // max(len(rows), 1)
+    rate = matrix_rate(precision, shape.hidden, shape.intermediate, size * mean_tokens)
+    return make_plan(shape, counts, schedule, precision, rate, recipe.plan)
+
+
+# --- run -----------------------------------------------------------------------------------------------------------
+
+
+def run(recipe: Recipe, store: Path | None = None, listener: Listener = QUIET, grade_after: bool = True) -> Run:
+    """The whole job. With `grade_after` false it stops at the published version (`tuner train`)."""
+    store = store or Path(recipe.artifact.store)
+    if is_main():
+        ensure_folder(store / recipe.name)
+    listener.stage("data", "reading and checking records")
+    prepared = prepare(recipe)
+    listener.checked(prepared)
+    prepared.checked.raise_if_refused()
+    listener.planned(plan(prepared))
+    version = _train_and_publish(prepared, store, listener)
+    if version is None or not grade_after or not prepared.splits.suites:
+        return Run(version)
+    gc.collect()  # the trainer holds itself in cycles; its weights must go before the adapter is loaded as it will be served
+    return evaluate(prepared, version, listener)
+
+
+def _train_and_publish(prepared: Prepared, store: Path, listener: Listener) -> Version | None:
+    from transformers import AutoTokenizer
+
+    from tuner.artifact.store import publish
+    from tuner.base import PLAIN_TEXT, guard_loss, load_model, pick_device, training_precision
+    from tuner.train.sft import Job, train
+
+    recipe, base = prepared.recipe, prepared.base
+    listener.stage("train", f"loading {base.name}")
+    precision = training_precision(recipe.base.load, pick_device())
+    model = load_model(base, precision)
+    texts = [prepared.encoder.tokenizer.encode(t, add_special_tokens=False).ids for t in PLAIN_TEXT]
+    sanity = guard_loss(base, model, [*texts, *(r.input_ids for r in prepared.rows["train"][:20])], precision.device)
+    with tempfile.TemporaryDirectory(prefix="tuner-run-") as folder:
+        scratch = Path(folder)
+        job = Job(
+            train=prepared.rows["train"], validation=prepared.rows.get("validation", []), method=recipe.method, spec=recipe.train,
+            precision=precision, seed=recipe.seed, pad_id=prepared.encoder.pad_id, scratch=scratch,
+            log_path=scratch / "train_log.jsonl" if is_main() else None, show=listener.training if is_main() else None,
+        )  # fmt: skip
+        began = time.monotonic()
+        trained = train(job, model, AutoTokenizer.from_pretrained(base.folder, local_files_only=True))
+        if not trained.is_main:
+            return None
+        facts = {**_facts(prepared, trained), "training": {**trained.summary(), "wall_seconds": round(time.monotonic() - began, 3)}, "base_loss": sanity}
+        return publish(store, recipe.name, lambda stage, number: _fill(stage, number, prepared, trained, facts))
+
+
+def _fill(stage: Path, number: int, prepared: Prepared, trained: Trained, facts: dict[str, Any]) -> None:
+    """Write every file of a version into `stage`, the manifest last."""
+    from tuner.artifact.card import card
+    from tuner.artifact.manifest import write_manifest
+    from tuner.artifact.records import write_records
+    from tuner.template.tokens import tokenizer_files
+    from tuner.train.sft import as_log_lines, save_adapter
+
+    recipe, base = prepared.recipe, prepared.base
+    save_adapter(trained.model, stage, base.name, base.revision if base.origin.startswith("hub ") else None)
+    for name in tokenizer_files(base.folder):
+        shutil.copyfile(base.folder / name, stage / name)
+    if (base.folder / "generation_config.json").is_file():
+        shutil.copyfile(base.folder / "generation_config.json", stage / "generation_config.json")
+    (stage / "recipe.yaml").write_text(recipe.text, encoding="utf-8")
+    (stage / "resolved.yaml").write_text(recipe_text(recipe, comments=False), encoding="utf-8")
+    (stage / "findings.json").write_text(json_text([f.as_dict() for f in prepared.checked.findings]), encoding="utf-8")
+    (stage / "train_log.jsonl").write_text(as_log_lines(trained.log), encoding="utf-8")
+    write_records(stage / "records.parquet", prepared.rows)
+    whole = {**facts, "version": number, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    whole["template"]["files"] = tokenizer_files(stage)
+    (stage / "README.md").write_text(card(whole), encoding="utf-8")
+    write_manifest(stage, whole)
+
+
+def _facts(prepared: Prepared, trained: Trained) -> dict[str, Any]:
+    """What the manifest says of the run, besides training figures and file digests."""
+    recipe, base, splits = prepared.recipe, prepared.base, prepared.splits
+    counts = {severity: prepared.checked.count(severity) for severity in ("error", "warning", "note")}  # type: ignore[arg-type]
+    return {
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "task": recipe.data.task,
+        "recipe_digest": recipe.digest,
+        "method": recipe.method.model_dump(mode="json"),
+        "base": {
+            "name": base.name, "origin": base.origin, "revision": base.revision, "weight_digest": base.weight_digest,
+            "load": recipe.base.load, "spec": _portable(base),
+        },
+        "data": {
+            "splits": {s: {"records": len(splits[s]), "digest": splits.digest(s)} for s in splits.records},
+            "files": prepared.accounts,
+            "dropped": {name: sum(by_file.values()) for name, by_file in prepared.checked.dropped.items()},
+            "findings": counts,
+            "trained": len(prepared.rows["train"]),
+        },
+        "template": {
+            "spec": recipe.template.model_dump(mode="json"),
+            "digest": prepared.encoder.template.digest,
+            "tokenizer_digest": prepared.encoder.tokenizer_digest,
+        },
+        "code": git_state(Path(__file__).parent),
+        "versions": library_versions(),
+        "hardware": hardware() | _gpu(),
+    }  # fmt: skip
+
+
+def _portable(base: Base) -> dict[str, Any]:
+    """The base's section without a path of this machine: a local base is named, not located."""
+    spec = base.spec.model_dump(mode="json")
+    return spec | {"model": base.name} if base.origin == "local folder" or base.origin.startswith("GGUF") else spec
+
+
+def _gpu() -> dict[str, Any]:
+    import torch
+
+    return {"gpu": torch.cuda.get_device_name(), "gpus": torch.cuda.device_count()} if torch.cuda.is_available() else {}
+
+
+# --- evaluate and report -------------------------------------------------------------------------------------------
+
+
+def evaluate(prepared: Prepared, version: Version, listener: Listener = QUIET) -> Run:
+    """Load the published version, grade it against the prompted base, add the evaluation beside it, write the report."""
+    from tuner.artifact.adapter import open_adapter
+    from tuner.artifact.manifest import verify
+
+    recipe = prepared.recipe
+    listener.stage("evaluate", f"loading {version.label} as it will be served")
+    adapter = open_adapter(version, verify(version.folder), prepared.base, None, None, recipe.evaluate.batch)
+    return grade_and_report(recipe, adapter, prepared.splits, version, listener)
+
+
+def grade_and_report(recipe: Recipe, adapter: Adapter, splits: Splits, version: Version, listener: Listener) -> Run:
+    """Grade, then write scores, answers and report in one step."""
+    from tuner.artifact.store import add_evaluation
+    from tuner.evaluate.score import grade
+    from tuner.evaluate.suites import build_suites
+    from tuner.report.write import write_report
+
+    suites = build_suites(splits, recipe.evaluate.take, recipe.seed)
+    graded = grade(adapter, suites, splits["train"], recipe.evaluate, recipe.data.task, recipe.seed, listener.grading)
+    facts = {"version": version.label, "created": datetime.now(UTC).isoformat(timespec="seconds"), "precision": str(adapter.precision)}
+    label = f"{facts['created'][:10]}-{digest_json([graded.scores, facts])[7:13]}"
+
+    def fill(stage: Path) -> None:
+        (stage / "scores.json").write_text(json_text({**graded.scores, **facts}), encoding="utf-8")
+        (stage / "answers.jsonl").write_text("".join(_line(row) for row in graded.answers), encoding="utf-8")
+        write_report(version.folder, stage)
+
+    listener.stage("report", "writing the report")
+    return Run(version, add_evaluation(version, label, fill), graded.scores)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+# --- ranks and scratch folders -------------------------------------------------------------------------------------
+
+
+def world_size() -> int:
+    """Ranks of this run, as the launcher says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Is this the rank that prints and writes?"""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _writable(folder: Path) -> None:
+    from tuner.durable import ensure_folder
+
+    ensure_folder(folder)

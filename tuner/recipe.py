@@ -1,0 +1,408 @@
+"""A YAML file as one frozen Recipe. Each room owns the type of its section; this file joins them and reads the file.
+
+It refuses unknown, repeated and mistyped keys, anchors, tags, and files too large or too deep, all at once and by line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError
+from pydantic.fields import FieldInfo
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, Event, MappingEndEvent, MappingStartEvent, ScalarEvent, SequenceEndEvent, SequenceStartEvent
+
+from tuner.artifact.spec import ArtifactSpec
+from tuner.base import BaseSpec
+from tuner.catalog import suggestion
+from tuner.data.spec import DataSpec
+from tuner.errors import Collector, Problem, Refusal, refuse
+from tuner.evaluate.spec import EvaluateSpec
+from tuner.fingerprint import digest_json
+from tuner.plan.spec import PlanSpec
+from tuner.safe_text import quoted
+from tuner.section import Section
+from tuner.template.spec import TemplateSpec
+from tuner.train.spec import MethodSpec, TrainSpec
+
+MAX_BYTES = 256 * 1024
+MAX_DEPTH = 32
+NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+
+
+class Recipe(Section):
+    """Everything a run depends on. `tuner show recipe FILE` prints it with every default filled in."""
+
+    name: str = Field(pattern=NAME, description="name of the adapter; versions are numbered under it")
+    seed: int = Field(42, ge=0, le=2**32 - 1, description="seed of every random choice: cuts, shuffles, initial weights, resamples")
+    base: BaseSpec = Field(description="the frozen base model")
+    data: DataSpec = Field(description="where records come from and what is checked")
+    template: TemplateSpec = Field(default_factory=lambda: TemplateSpec(), description="how records become tokens")
+    method: MethodSpec = Field(default_factory=lambda: MethodSpec(), description="which adapter")
+    train: TrainSpec = Field(default_factory=lambda: TrainSpec(), description="how it is fitted")
+    evaluate: EvaluateSpec = Field(default_factory=lambda: EvaluateSpec(), description="how it is graded")
+    plan: PlanSpec = Field(default_factory=lambda: PlanSpec(), description="assumptions of the plan")
+    artifact: ArtifactSpec = Field(default_factory=lambda: ArtifactSpec(), description="where versions are kept")
+    profiles: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="named sets of overrides (key.path: value), chosen with --profile"
+    )
+
+    _path: Path = PrivateAttr(default=Path("recipe.yaml"))
+    _text: str = PrivateAttr(default="")
+
+    @property
+    def path(self) -> Path:
+        """The file it was read from; relative paths in the recipe start at its folder."""
+        return self._path
+
+    @property
+    def text(self) -> str:
+        """The file as written."""
+        return self._text
+
+    @property
+    def digest(self) -> str:
+        """Identity of the choices: equal recipes have equal digests whatever their comments, order or spelling of defaults."""
+        return digest_json(self.model_dump(mode="json", exclude={"profiles"}))
+
+
+Place = tuple[str | int, ...]
+
+
+@dataclass
+class Document:
+    """A parsed YAML file: its value and the line of every key and item."""
+
+    where: str
+    value: Any = None
+    lines: dict[Place, int] = field(default_factory=dict)
+
+    def at(self, place: Place) -> str:
+        """file:line of `place`, or of the nearest key above it."""
+        while place and place not in self.lines:
+            place = place[:-1]
+        line = self.lines.get(place)
+        return self.where if line is None else f"{self.where}:{line}"
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), profile: str | None = None) -> Recipe:
+    """Read, override and validate a recipe. Raises Refusal with every problem of the file, each with its line."""
+    file = Path(path)
+    text = _read(file)
+    document = parse_yaml(text, str(path))
+    if not isinstance(document.value, dict):
+        refuse(path, "", "no keys", "a mapping with name, base and data", "start from recipes/quickstart.yaml")
+    if profile is not None:
+        _apply_profile(document, profile)
+    for words in overrides:
+        _apply_override(document, words)
+    recipe = _validate(document)
+    recipe._path = file.resolve()
+    recipe._text = text
+    return recipe
+
+
+def _read(file: Path) -> str:
+    try:
+        size = file.stat().st_size
+        if size > MAX_BYTES:
+            refuse(file, "", f"{size} bytes", f"at most {MAX_BYTES} bytes", "keep data out of the recipe")
+        return file.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        near = sorted(p.name for p in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
+        refuse(file, "", "no such file", "a recipe (YAML)", suggestion(file.name, near) if near else "check the path")
+    except UnicodeDecodeError as error:
+        refuse(file, "", f"a byte that is not UTF-8 at offset {error.start}", "UTF-8 text", "save the file as UTF-8")
+    except OSError as error:
+        refuse(file, "", error.strerror or type(error).__name__, "a readable file", "check the path and its permissions")
+
+
+# --- YAML 1.2, a safe part of it -----------------------------------------------------------------------------------
+
+
+def parse_yaml(text: str, where: str) -> Document:
+    """Parse YAML 1.2 without anchors, tags or repeated keys. Raises Refusal with file:line."""
+    document = Document(where)
+    try:
+        events = [e for e in YAML(typ="rt", pure=True).parse(text)]
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"{where}:{mark.line + 1}" if mark else where
+        refuse(line, "", getattr(error, "problem", None) or "not YAML", "YAML 1.2", "check indentation, colons and quotes there")
+    collector = Collector()
+    _check_depth(events, where)
+    body = [e for e in events if isinstance(e, _CONTENT)]
+    if body:
+        stream = iter(body)
+        document.value = _build(next(stream), stream, (), document, collector)
+        if next(stream, None) is not None:
+            collector.add(where, "", "a second YAML document", "one document a file", "remove the `---` and what follows")
+    collector.raise_if_any()
+    return document
+
+
+_CONTENT = (ScalarEvent, AliasEvent, MappingStartEvent, MappingEndEvent, SequenceStartEvent, SequenceEndEvent)
+
+
+def _check_depth(events: list[Event], where: str) -> None:
+    depth = 0
+    for event in events:
+        if isinstance(event, (MappingStartEvent, SequenceStartEvent)):
+            depth += 1
+            if depth > MAX_DEPTH:
+                refuse(f"{where}:{event.start_mark.line + 1}", "", "nesting deeper than 32", f"at most {MAX_DEPTH} levels", "flatten it")
+        elif isinstance(event, (MappingEndEvent, SequenceEndEvent)):
+            depth -= 1
+
+
+def _build(event: Event, stream: Iterator[Event], place: Place, document: Document, collector: Collector) -> Any:
+    line = event.start_mark.line + 1
+    document.lines.setdefault(place, line)
+    at = f"{document.where}:{line}"
+    if isinstance(event, AliasEvent):
+        collector.add(at, _dotted(place), f"an alias, *{event.anchor}", "plain values", "write the value out")
+        return None
+    if getattr(event, "anchor", None):
+        collector.add(at, _dotted(place), f"an anchor, &{event.anchor}", "plain values", "write the value out where it is used")
+    if getattr(event, "tag", None) not in (None, "!"):
+        collector.add(at, _dotted(place), f"a tag, {event.tag}", "values without tags", "remove the tag")
+    if isinstance(event, ScalarEvent):
+        return event.value if event.style else _plain(event.value, at, place, collector)
+    if isinstance(event, SequenceStartEvent):
+        return _sequence(stream, place, document, collector)
+    return _mapping(stream, place, document, collector)
+
+
+def _sequence(stream: Iterator[Event], place: Place, document: Document, collector: Collector) -> list[Any]:
+    items: list[Any] = []
+    while not isinstance(event := next(stream), SequenceEndEvent):
+        items.append(_build(event, stream, (*place, len(items)), document, collector))
+    return items
+
+
+def _mapping(stream: Iterator[Event], place: Place, document: Document, collector: Collector) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    while not isinstance(event := next(stream), MappingEndEvent):
+        at = f"{document.where}:{event.start_mark.line + 1}"
+        if not isinstance(event, ScalarEvent):
+            collector.add(at, _dotted(place), "a key that is not text", "keys that are words", "write a plain word before the colon")
+            _build(event, stream, (*place, "?"), document, collector)
+            _build(next(stream), stream, (*place, "?"), document, collector)
+            continue
+        key, inner = event.value, (*place, event.value)
+        if key in table:
+            collector.add(at, _dotted(inner), f"the key {quoted(key)} again, first on line {document.lines[inner]}",
+                          "each key once", "delete one of the two")  # fmt: skip
+        document.lines.setdefault(inner, event.start_mark.line + 1)
+        if getattr(event, "anchor", None) or getattr(event, "tag", None):
+            collector.add(at, _dotted(inner), "an anchor or tag on a key", "plain keys", "remove it")
+        table[key] = _build(next(stream), stream, inner, document, collector)
+    return table
+
+
+_INT = re.compile(r"[-+]?[0-9]+")
+_OTHER_INT = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None, "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}  # fmt: skip
+
+
+def _plain(text: str, at: str, place: Place, collector: Collector) -> Any:
+    """A plain scalar by YAML 1.2's core schema (chapter 10.3.2): yes/no/on/off stay text, 2e-3 is a number, 010 is ten."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text):
+        if len(text) <= 20:
+            return int(text)
+        collector.add(at, _dotted(place), f"a whole number of {len(text)} digits", "at most 20 digits", "shorten or quote it")
+        return None
+    if _OTHER_INT.fullmatch(text):
+        return int(text, 0)
+    if _FLOAT.fullmatch(text):
+        number = float(text)
+        if number in (float("inf"), float("-inf")):
+            collector.add(at, _dotted(place), text, "a finite number", "write a smaller number")
+        return number
+    if text.lower() in {".inf", "+.inf", "-.inf", ".nan"}:
+        collector.add(at, _dotted(place), text, "a finite number", "write a number")
+        return None
+    return text
+
+
+def _dotted(place: Sequence[str | int]) -> str:
+    out = ""
+    for part in place:
+        out += f"[{part}]" if isinstance(part, int) else f".{part}" if out else str(part)
+    return out
+
+
+# --- overrides and profiles ----------------------------------------------------------------------------------------
+
+
+def _apply_profile(document: Document, profile: str) -> None:
+    profiles = document.value.get("profiles") or {}
+    if not isinstance(profiles, dict) or profile not in profiles or not isinstance(profiles[profile], dict):
+        names = list(profiles) if isinstance(profiles, dict) else []
+        refuse(document.at(("profiles",)), "profiles", f"no profile {quoted(profile)}", f"one of: {', '.join(names) or 'none defined'}",
+               suggestion(profile, names) if names else "add it under `profiles:`")  # fmt: skip
+    for key, value in profiles[profile].items():
+        line = document.lines.get(("profiles", profile, key))
+        _set(document, key.split("."), value, line, f"profiles.{profile}")
+
+
+def _apply_override(document: Document, words: str) -> None:
+    key, equals, value = words.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
+        refuse("command line", "", quoted(words), "key.path=value", "for example train.epochs=3")
+    _set(document, key.split("."), parse_yaml(value, f"command line, {key}").value, None, "command line")
+
+
+def _set(document: Document, path: list[str], value: Any, line: int | None, origin: str) -> None:
+    table = document.value
+    for depth, part in enumerate(path[:-1]):
+        if isinstance(table.get(part), str):  # the short form `train: file.jsonl`
+            table[part] = {"files": table[part]}
+        inner = table.setdefault(part, {})
+        if inner is None:
+            inner = table[part] = {}
+        if not isinstance(inner, dict):
+            refuse(origin, ".".join(path), f"{'.'.join(path[: depth + 1])} is not a section", "a key inside a section", "check the path")
+        table = inner
+    table[path[-1]] = value
+    if line is not None:
+        document.lines[tuple(path)] = line
+
+
+# --- validation ----------------------------------------------------------------------------------------------------
+
+
+def _validate(document: Document) -> Recipe:
+    try:
+        return Recipe.model_validate(document.value)
+    except ValidationError as error:
+        seen: dict[tuple[str, str], Problem] = {}
+        for entry in error.errors(include_url=False):
+            problem = _problem(document, entry)
+            seen.setdefault((problem.where, problem.field), problem)
+        raise Refusal(seen.values()) from None
+
+
+def _problem(document: Document, entry: Mapping[str, Any]) -> Problem:
+    place = _real_place(document.value, entry["loc"])
+    at, key, kind = document.at(place), _dotted(place), entry["type"]
+    if kind == "extra_forbidden":
+        known = _keys_at(place[:-1])
+        return Problem(at, key, f"an unknown key, {quoted(place[-1])}", "one of: " + ", ".join(known), suggestion(str(place[-1]), known))
+    if kind == "missing":
+        missing = (*place, entry["loc"][-1])
+        return Problem(at, _dotted(missing), "nothing", _wanted(missing), f"add `{entry['loc'][-1]}:` there")
+    found = _shown(entry.get("input"))
+    if kind == "literal_error":
+        expected = entry["ctx"]["expected"]
+        names = re.findall(r"'([^']*)'", expected)
+        return Problem(at, key, found, expected.replace("'", ""), suggestion(str(entry.get("input")), names))
+    if kind == "value_error":
+        return Problem(at, key, found, str(entry["ctx"]["error"]), _wanted(place) or "see `tuner show recipe`")
+    message = str(entry["msg"]).removeprefix("Input should be ")
+    return Problem(at, key, found, message, _wanted(place) or "see `tuner show recipe`")
+
+
+def _shown(value: object) -> str:
+    return quoted(value) if isinstance(value, str) else quoted(json.dumps(value, default=str)).strip("'")
+
+
+def _real_place(value: Any, loc: Sequence[str | int]) -> Place:
+    """`loc` without the parts pydantic adds for union branches: the longest prefix that exists in the document."""
+    place: list[str | int] = []
+    for part in loc:
+        if isinstance(value, dict) and part in value:
+            value = value[str(part)]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            continue
+        place.append(part)
+    return tuple(place)
+
+
+def _field_at(place: Place) -> FieldInfo | None:
+    model: type[BaseModel] | None = Recipe
+    found: FieldInfo | None = None
+    for part in place:
+        if model is None:  # inside a dict such as data.ood: the entry's own name
+            continue
+        found = model.model_fields.get(str(part))
+        if found is None:
+            return None
+        inner = list(_models_in(found.annotation))
+        model = inner[0] if inner and not _is_table(found.annotation) else None
+        if _is_table(found.annotation) and inner:
+            return _field_in_table(inner[0], place[place.index(part) + 2 :], found)
+    return found
+
+
+def _field_in_table(model: type[BaseModel], rest: Place, outer: FieldInfo) -> FieldInfo | None:
+    return model.model_fields.get(str(rest[0])) if rest else outer
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
+
+
+def _is_table(annotation: Any) -> bool:
+    return getattr(annotation, "__origin__", None) is dict
+
+
+def _keys_at(place: Place) -> list[str]:
+    """The keys accepted inside `place`."""
+    if not place:
+        return sorted(Recipe.model_fields)
+    info = _field_at(place)
+    models = list(_models_in(info.annotation)) if info is not None else []
+    return sorted(models[0].model_fields) if models else []
+
+
+def _wanted(place: Place) -> str:
+    info = _field_at(place)
+    return info.description or "" if info is not None else ""
+
+
+# --- showing -------------------------------------------------------------------------------------------------------
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) that editors use to complete and check recipes."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema(mode="validation")}
+
+
+def recipe_text(recipe: Recipe, comments: bool = True) -> str:
+    """The recipe as YAML with every default filled in; with `comments`, each key's description and unit above it."""
+    return "\n".join(_section_lines(recipe, "", comments)) + "\n"
+
+
+def _section_lines(section: BaseModel, indent: str, comments: bool) -> Iterator[str]:
+    for key, info in type(section).model_fields.items():
+        value = getattr(section, key)
+        if comments and info.description:
+            yield f"{indent}# {info.description}"
+        yield from _value_lines(key, value, indent, comments)
+
+
+def _value_lines(key: str, value: Any, indent: str, comments: bool) -> Iterator[str]:
+    if isinstance(value, BaseModel):
+        yield f"{indent}{key}:"
+        yield from _section_lines(value, indent + "  ", comments)
+    elif isinstance(value, dict) and value:
+        yield f"{indent}{json.dumps(key) if not re.fullmatch(r'[A-Za-z_][A-Za-z0-9_.-]*', key) else key}:"
+        for inner_key, inner in value.items():
+            yield from _value_lines(inner_key, inner, indent + "  ", comments)
+    else:
+        yield f"{indent}{key}: {json.dumps(value, ensure_ascii=False)}"

@@ -1,0 +1,254 @@
+"""Rendered text to token ids and labels: the one place where a record becomes a row, and a question becomes a prompt.
+
+It refuses a row without a loss token or without a stop token, and lets no text of a record become a special token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from tuner.data.record import Message, Record
+from tuner.errors import Collector, Refusal, refuse
+from tuner.fingerprint import digest_file, digest_json
+from tuner.safe_text import quoted, visible
+from tuner.template.render import ChatTemplate, read_template
+from tuner.template.spec import TemplateSpec
+
+IGNORED = -100  # the label torch.nn.CrossEntropyLoss leaves out
+_PRIVATE = range(0x100000, 0x10FFF0)  # supplementary private-use area B: stand-ins for control texts while rendering
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A tokenised record. `labels` equals `input_ids` where a token carries loss and -100 elsewhere."""
+
+    input_ids: list[int]
+    labels: list[int]
+    prompt_tokens: int
+    record: Record
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens that carry loss."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+def label_mask(prompt: list[int], completion: list[int]) -> list[int]:
+    """Labels (T,) for prompt + completion: -100 on every prompt token, the token itself on every completion token.
+
+    -100 is what torch.nn.CrossEntropyLoss ignores. Raises Refusal if completion is empty: nothing would be learned.
+    """
+    if not completion:
+        refuse("row", "completion", "no tokens", "at least one token that carries loss", "delete the record")
+    return [IGNORED] * len(prompt) + list(completion)
+
+
+class Encoder:
+    """A tokenizer with its chat template. Training, evaluation and serving all go through this object."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, stop_ids: frozenset[int], spec: TemplateSpec, name: str):
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.tokenizer, self.template, self.stop_ids, self.spec, self.name = tokenizer, template, stop_ids, spec, name
+        added = tokenizer.get_added_tokens_decoder().values()
+        control = (t.content for t in added if t.special or t.content in template.source)
+        self.control_texts = tuple(sorted(set(control) - set(spec.content_tokens), key=lambda t: (-len(t), t)))
+        self.control_ids = frozenset(i for t in self.control_texts if (i := tokenizer.token_to_id(t)) is not None)
+
+    # --- prompts and rows
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a question, up to and with the words that open the assistant's turn."""
+        shielded, stand_ins = self._shielded(self.template.with_system(messages))
+        return self._encode(self.template.render(shielded, generation_prompt=True), stand_ins)
+
+    def row(self, record: Record) -> Row:
+        """The row of a record: prompt ids, then the completion's ids up to and with its stop token.
+
+        Raises Refusal when the template does not continue its own prompt, or never stops.
+        """
+        messages, stand_ins = self._shielded(self.template.with_system(record.messages))
+        if self.spec.loss_on == "all_assistant":
+            return self._row_of_all_turns(record, messages, stand_ins)
+        prompt, completion = self._last_turn(record, messages, stand_ins)
+        return Row(prompt + completion, label_mask(prompt, completion), len(prompt), record)
+
+    def completion_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
+        """Token ids of `answer` as it would be trained after this prompt, stop token included."""
+        record = Record((*messages, Message("assistant", answer)), "question", 0, "none")
+        whole, stand_ins = self._shielded(self.template.with_system(record.messages))
+        return self._last_turn(record, whole, stand_ins)[1]
+
+    def rows(self, records: Iterable[Record]) -> list[Row]:
+        """Rows of all records. Raises Refusal with every record that cannot become one."""
+        rows: list[Row] = []
+        collector = Collector()
+        for record in records:
+            try:
+                rows.append(self.row(record))
+            except Refusal as refusal:
+                for problem in refusal.problems:
+                    collector.add(record.where, problem.field, problem.found, problem.accepted, problem.try_)
+        collector.raise_if_any()
+        return rows
+
+    def _last_turn(self, record: Record, messages: list[Message], stand_ins: dict[str, str]) -> tuple[list[int], list[int]]:
+        asked = self.template.render(messages[:-1], generation_prompt=True)
+        whole = self.template.render(messages, generation_prompt=False)
+        if not whole.startswith(asked):
+            refuse(record.where, "messages", f"the whole record renders as {quoted(whole[-60:])}, its prompt as {quoted(asked[-60:])}",
+                   "a chat template whose prompt is the beginning of the whole", "use another base or template: this one changes earlier turns")  # fmt: skip
+        prompt, ids = self._encode(asked, stand_ins), self._encode(whole, stand_ins)
+        # Where a tokenizer merges across the boundary, the prompt that is served decides, and the answer is encoded after it.
+        answer = ids[len(prompt) :] if ids[: len(prompt)] == prompt else self._encode(whole[len(asked) :], stand_ins)
+        return prompt, self._up_to_stop(record, answer)
+
+    def _up_to_stop(self, record: Record, answer: list[int]) -> list[int]:
+        ends = [i for i, token in enumerate(answer) if token in self.stop_ids]
+        if not ends:
+            names = ", ".join(quoted(self.tokenizer.id_to_token(i)) for i in sorted(self.stop_ids))
+            refuse(record.where, "completion", "no stop token after the answer", f"a template that ends a turn with one of {names}",
+                   "use another template: a model trained like this would never stop")  # fmt: skip
+        return answer[: ends[-1] + 1]
+
+    def _row_of_all_turns(self, record: Record, messages: list[Message], stand_ins: dict[str, str]) -> Row:
+        """Loss on every assistant turn, found by rendering prefixes: no {% generation %} markers are needed."""
+        prompt, completion = self._last_turn(record, messages, stand_ins)
+        ids = prompt + completion
+        labels = label_mask(prompt, completion)
+        for index, message in enumerate(messages[:-1]):
+            if message.role != "assistant":
+                continue
+            before = self._encode(self.template.render(messages[:index], generation_prompt=True), stand_ins)
+            after = self._encode(self.template.render(messages[: index + 1], generation_prompt=False), stand_ins)
+            if ids[: len(before)] != before or after[: len(before)] != before or ids[: len(after)] != after:
+                refuse(record.where, f"messages[{index}]", "a turn whose tokens change when later turns follow",
+                       "a chat template whose prefixes stay as they are", "set template.loss_on: completion")  # fmt: skip
+            turn = self._up_to_stop(record, after[len(before) :])
+            labels[len(before) : len(before) + len(turn)] = turn
+        return Row(ids, labels, len(prompt), record)
+
+    # --- text to ids, with control texts kept as text
+
+    def _shielded(self, messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
+        """The messages with every control text replaced by one private character, and what each character stands for."""
+        spelt = [t for t in self.control_texts if any(t in m.content for m in messages)]
+        if not spelt:
+            return list(messages), {}
+        used = {c for m in messages for c in m.content}
+        free = (chr(c) for c in _PRIVATE if chr(c) not in used)
+        stand_ins = dict(zip(spelt, free, strict=False))
+        shielded = []
+        for message in messages:
+            content = message.content
+            for text, char in stand_ins.items():  # longest first
+                content = content.replace(text, char)
+            shielded.append(Message(message.role, content))
+        return shielded, {char: text for text, char in stand_ins.items()}
+
+    def _encode(self, text: str, stand_ins: dict[str, str]) -> list[int]:
+        """Ids of rendered text. The template's own special tokens are special; stand-ins are spelt out as plain text."""
+        ids: list[int] = []
+        start = 0
+        for position, char in enumerate(text):
+            if char in stand_ins:
+                ids += self._ids(text[start:position]) + self._inert_ids(stand_ins[char])
+                start = position + 1
+            if not stand_ins:
+                break
+        return ids + self._ids(text[start:])
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids if text else []
+        return ids
+
+    def _inert_ids(self, text: str) -> list[int]:
+        """Ids of a control text as plain text: cut into ever smaller pieces until none of them is special."""
+        for size in range(len(text) - 1, 0, -1):
+            ids = [i for start in range(0, len(text), size) for i in self._ids(text[start : start + size])]
+            if not self.control_ids.intersection(ids):
+                return ids
+        refuse(self.name, "tokenizer", f"{quoted(text)} cannot be written as plain text", "a tokenizer that can spell it", "remove it from the records")
+
+    # --- ids to text
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of an answer, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def token_text(self, token: int) -> str:
+        """How one token reads, specials included, control characters visible."""
+        return visible(self.tokenizer.decode([token], skip_special_tokens=False) or self.tokenizer.id_to_token(token) or f"<{token}>")
+
+    @property
+    def pad_id(self) -> int:
+        """A token for padding: the tokenizer's own, or a stop token; padding is masked out everywhere."""
+        text = self.template.special_tokens.get("pad_token")
+        found = self.tokenizer.token_to_id(text) if text else None
+        return found if found is not None else min(self.stop_ids)
+
+    @property
+    def digest(self) -> str:
+        """Identity of text-to-ids: tokenizer and template."""
+        return digest_json([self.tokenizer_digest, self.template.digest])
+
+    @property
+    def tokenizer_digest(self) -> str:
+        return digest_json(self.tokenizer.to_str())
+
+
+def open_encoder(folder: Path, spec: TemplateSpec, name: str) -> Encoder:
+    """The encoder of a model or artifact folder. Loads neither torch nor transformers when tokenizer.json is there."""
+    file = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else _converted(folder)
+    template = read_template(folder, spec)
+    stops = _stop_ids(folder, tokenizer, template)
+    if not stops:
+        refuse(name, "tokenizer", "no stop token (eos_token)", "a tokenizer that names one", "use the tokenizer files that belong to the model")
+    return Encoder(tokenizer, template, stops, spec, name)
+
+
+def _converted(folder: Path) -> Tokenizer:
+    """The fast form of a tokenizer that ships only in an older form."""
+    from transformers import AutoTokenizer
+
+    try:
+        slow = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        refuse(folder.name, "tokenizer", quoted(error, 120), "a tokenizer.json", "copy the model's tokenizer files into the folder")
+    return slow.backend_tokenizer
+
+
+def _stop_ids(folder: Path, tokenizer: Tokenizer, template: ChatTemplate) -> frozenset[int]:
+    """eos_token and every eos id of generation_config.json: any of them ends an answer."""
+    ids: set[int] = set()
+    text = template.special_tokens.get("eos_token")
+    if text is not None and (found := tokenizer.token_to_id(text)) is not None:
+        ids.add(found)
+    file = folder / "generation_config.json"
+    if file.is_file():
+        listed = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+        ids.update(i for i in (listed if isinstance(listed, list) else [listed]) if isinstance(i, int))
+    return frozenset(ids)
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def tokenizer_files(folder: Path) -> dict[str, str]:
+    """Digest of every tokenizer file of a folder, by name."""
+    return {name: digest_file(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}

@@ -1,0 +1,65 @@
+"""PEFT methods, one class and one row each: how the recipe's `method:` becomes a PEFT config.
+
+It refuses targets that the base does not have.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from tuner.catalog import nearest
+from tuner.errors import refuse
+from tuner.safe_text import quoted
+from tuner.train.spec import MethodSpec
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
+
+
+class Method(Protocol):
+    """What a method must answer."""
+
+    what: str
+
+    def config(self, spec: MethodSpec, model: torch.nn.Module) -> PeftConfig: ...
+
+
+class Lora:
+    """LoRA: W + (alpha / r) B A, with B zero at the start (Hu et al. 2021, arXiv 2106.09685, section 4.1)."""
+
+    what = "low-rank update B·A of the chosen linear layers"
+
+    def config(self, spec: MethodSpec, model: torch.nn.Module) -> PeftConfig:
+        from peft import LoraConfig, TaskType
+
+        return LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=spec.rank,
+            lora_alpha=spec.alpha,  # type: ignore[arg-type]
+            lora_dropout=spec.dropout,
+            target_modules=target_modules(spec, model),
+            bias="none",
+        )
+
+
+def target_modules(spec: MethodSpec, model: torch.nn.Module) -> list[str]:
+    """Exact last names of the modules to adapt, sorted. `all-linear` means every linear layer but the LM head.
+
+    Raises Refusal for a name that no linear layer of the base has.
+    """
+    import torch
+
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head})
+    if spec.targets == "all-linear":
+        return names
+    wanted = [spec.targets] if isinstance(spec.targets, str) else spec.targets
+    for name in wanted:
+        if name not in names:
+            near = nearest(name, names)
+            refuse("recipe", "method.targets", quoted(name), "all-linear, or names among: " + ", ".join(names), f"write {near}" if near else "use all-linear")
+    return sorted(wanted)
+
+
+METHODS: dict[str, Method] = {"lora": Lora()}
