@@ -44,9 +44,7 @@ logger = logging.getLogger("tuner")
 class BaseSpec(Section):
     """The base model. Offline and without remote code unless this section says otherwise and pins a commit."""
 
-    model: str = Field(
-        min_length=1, description="a name from `tuner show bases`, a local folder, a .gguf file, or a hub id org/name (with `revision`)"
-    )
+    model: str = Field(min_length=1, description="a name from `tuner show bases`, a local folder, a .gguf file, or a hub id org/name (with `revision`)")
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="commit of the hub model, 40 hex digits")
     online: bool = Field(False, description="may the hub be contacted; otherwise only its local cache is read")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model; needs `revision`")
@@ -358,7 +356,7 @@ def load_model(base: Base, precision: Precision) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         base.folder, dtype=getattr(torch, precision.weights), local_files_only=True, trust_remote_code=base.spec.trust_remote_code
     )
-    return model.to(precision.device).eval()  # type: ignore[arg-type]
+    return model.to(precision.device).eval()
 
 
 @contextmanager

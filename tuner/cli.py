@@ -52,9 +52,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text
 
 
 @app.command()
-def run(recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None, store: Store = None) -> None:
+def run(
+    recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None, store: Store = None,
+    reuse: Annotated[bool, typer.Option("--reuse", help="show a finished equal run instead of training again")] = False,
+) -> None:  # fmt: skip
     """Check, train, publish a version, grade it against the prompted base, write the report."""
-    done = _pipeline(_recipe(recipe, overrides, profile), store, grade_after=True)
+    done = _pipeline(_recipe(recipe, overrides, profile), store, reuse=reuse)
     if done.version is not None:
         _say_run(done)
         _exit_by_verdict(done)
@@ -381,14 +384,14 @@ class _Teller:
             self.task, self.what = None, ""
 
 
-def _pipeline(recipe: Recipe, store: str | None, grade_after: bool) -> Run:
+def _pipeline(recipe: Recipe, store: str | None, grade_after: bool = True, reuse: bool = False) -> Run:
     from tuner import pipeline
 
     _note_single_process()
     if not pipeline.is_main():
-        return pipeline.run(recipe, Path(store) if store else None, grade_after=grade_after)
+        return pipeline.run(recipe, Path(store) if store else None, grade_after=grade_after, reuse=reuse)
     with _Teller() as teller:
-        return pipeline.run(recipe, Path(store) if store else None, teller, grade_after)  # type: ignore[arg-type]
+        return pipeline.run(recipe, Path(store) if store else None, teller, grade_after=grade_after, reuse=reuse)
 
 
 def _note_single_process() -> None:
@@ -406,7 +409,9 @@ def _say_checked(prepared: Prepared, brief: bool = False) -> None:
         said = f"read {account['read']} = kept {account['kept']} + dropped {account['dropped']} + rejected {account['rejected']}"
         out.print(f"{account['split']:18} {said}  {visible(account['file'])}", markup=False, soft_wrap=True)
     used = ", ".join(f"{split} {len(records)}" for split, records in prepared.splits.records.items())
-    out.print(f"{used} records; {checked.count('error')} errors, {checked.count('warning')} warnings, {checked.count('note')} notes", markup=False, soft_wrap=True)
+    out.print(
+        f"{used} records; {checked.count('error')} errors, {checked.count('warning')} warnings, {checked.count('note')} notes", markup=False, soft_wrap=True
+    )
     groups = Counter((f.severity, f.check) for f in checked.findings)
     for (severity, name), count in sorted(groups.items()):
         out.print(f"{severity:8} {name}: {count}", markup=False, soft_wrap=True)
@@ -422,8 +427,8 @@ def _say_finding(finding: Finding) -> None:
 
 def _say_plan(plan: Plan, with_how: bool) -> None:
     out.print(
-        f"plan: {plan.records} records, {plan.tokens_per_epoch} tokens an epoch ({plan.loss_tokens_per_epoch} carry loss), longest row {plan.longest_row_tokens}; "
-        f"{plan.steps} steps of {plan.records_per_step} records", soft_wrap=True)  # fmt: skip
+        f"plan: {plan.records} records, {plan.tokens_per_epoch} tokens an epoch ({plan.loss_tokens_per_epoch} carry loss), "
+        f"longest row {plan.longest_row_tokens}; {plan.steps} steps of {plan.records_per_step} records", soft_wrap=True)  # fmt: skip
     out.print(
         f"plan: {plan.trainable_parameters:,} trainable of {plan.base_parameters:,} parameters; {plan.precision}; "
         f"about {plan.peak_bytes / 1e9:.1f} GB and {_minutes(plan.seconds)} of training at {plan.tokens_per_second:.0f} tokens/s"

@@ -12,10 +12,11 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tuner.artifact.store import Version
 from tuner.base import Base, guard_tokenizer, resolve_base
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from tuner.train.sft import Progress, Trained
 
 
-class Listener:
-    """Who is told what a run is doing. This one keeps quiet; the command line has one that speaks."""
+class Listener(Protocol):
+    """Who is told what a run is doing."""
 
     def stage(self, name: str, say: str) -> None: ...
     def checked(self, prepared: Prepared) -> None: ...
@@ -45,7 +46,17 @@ class Listener:
     def grading(self, what: str, done: int, total: int) -> None: ...
 
 
-QUIET = Listener()
+class Quiet:
+    """A listener that says nothing: the default, and that of every rank but the main one."""
+
+    def stage(self, name: str, say: str) -> None: ...
+    def checked(self, prepared: Prepared) -> None: ...
+    def planned(self, plan: Plan) -> None: ...
+    def training(self, progress: Progress) -> None: ...
+    def grading(self, what: str, done: int, total: int) -> None: ...
+
+
+QUIET = Quiet()
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ class Prepared:
         """Per file: read = kept + dropped + rejected, to the record."""
         lines = []
         for account in self.splits.accounts:
-            dropped = sum(by_file.get(account.file, 0) for by_file in self.checked.dropped.values())
+            dropped = account.not_taken + sum(by_file.get(account.file, 0) for by_file in self.checked.dropped.values())
             lines.append({
                 "file": account.file, "split": account.split, "digest": account.digest, "read": account.read,
                 "kept": account.read - account.rejected - dropped, "dropped": dropped, "rejected": account.rejected,
@@ -123,14 +134,15 @@ def check_rows(recipe: Recipe, encoder: Encoder, splits: Splits, rows: dict[str,
 
 def plan(prepared: Prepared) -> Plan:
     """Cost of the run, before step 1. Loads torch, but no weights."""
+    from tuner.base import pick_device, quiet_libraries, training_precision
+
+    quiet_libraries()
     from peft import get_peft_model
 
-    from tuner.base import pick_device, quiet_libraries, training_precision
     from tuner.plan.budget import RowCounts, Schedule, make_plan, matrix_rate, model_shape
     from tuner.train.methods import METHODS
     from tuner.train.sft import micro_batch
 
-    quiet_libraries()
     recipe, rows = prepared.recipe, prepared.rows["train"]
     method = choose(METHODS, recipe.method.kind, "recipe", "method.kind")
     precision = training_precision(recipe.base.load, pick_device())
@@ -146,8 +158,8 @@ def plan(prepared: Prepared) -> Plan:
 # --- run -----------------------------------------------------------------------------------------------------------
 
 
-def run(recipe: Recipe, store: Path | None = None, listener: Listener = QUIET, grade_after: bool = True) -> Run:
-    """The whole job. With `grade_after` false it stops at the published version (`tuner train`)."""
+def run(recipe: Recipe, store: Path | None = None, listener: Listener = QUIET, *, grade_after: bool = True, reuse: bool = False) -> Run:
+    """The whole job. With `grade_after` false it stops at the published version; with `reuse` a finished equal run is returned instead."""
     store = store or Path(recipe.artifact.store)
     if is_main():
         ensure_folder(store / recipe.name)
@@ -155,6 +167,9 @@ def run(recipe: Recipe, store: Path | None = None, listener: Listener = QUIET, g
     prepared = prepare(recipe)
     listener.checked(prepared)
     prepared.checked.raise_if_refused()
+    if reuse and (finished := find_finished(prepared, store)) is not None:
+        listener.stage("reuse", f"{finished.version.label if finished.version else ''} is this recipe on this data, already graded: nothing to do")
+        return finished
     listener.planned(plan(prepared))
     version = _train_and_publish(prepared, store, listener)
     if version is None or not grade_after or not prepared.splits.suites:
@@ -163,11 +178,38 @@ def run(recipe: Recipe, store: Path | None = None, listener: Listener = QUIET, g
     return evaluate(prepared, version, listener)
 
 
+def find_finished(prepared: Prepared, store: Path) -> Run | None:
+    """The latest graded version of the same recipe, data, base and library versions, if there is one."""
+    from tuner.artifact.store import latest_evaluation, versions
+
+    same = {
+        "recipe_digest": prepared.recipe.digest,
+        "name": prepared.recipe.name,
+        "splits": {s: prepared.splits.digest(s) for s in prepared.splits.records},
+        "versions": library_versions(),
+        "base": prepared.base.weight_digest,
+    }
+    for version, manifest in reversed(versions(store)):
+        found = {
+            "recipe_digest": manifest["recipe_digest"],
+            "name": manifest["name"],
+            "splits": {s: facts["digest"] for s, facts in manifest["data"]["splits"].items()},
+            "versions": manifest["versions"],
+            "base": manifest["base"]["weight_digest"],
+        }
+        evaluation = latest_evaluation(version)
+        if found == same and evaluation is not None:
+            return Run(version, evaluation, json.loads((evaluation / "scores.json").read_text(encoding="utf-8")))
+    return None
+
+
 def _train_and_publish(prepared: Prepared, store: Path, listener: Listener) -> Version | None:
+    from tuner.base import PLAIN_TEXT, guard_loss, load_model, pick_device, quiet_libraries, training_precision
+
+    quiet_libraries()
     from transformers import AutoTokenizer
 
     from tuner.artifact.store import publish
-    from tuner.base import PLAIN_TEXT, guard_loss, load_model, pick_device, training_precision
     from tuner.train.sft import Job, train
 
     recipe, base = prepared.recipe, prepared.base
@@ -219,7 +261,7 @@ def _fill(stage: Path, number: int, prepared: Prepared, trained: Trained, facts:
 def _facts(prepared: Prepared, trained: Trained) -> dict[str, Any]:
     """What the manifest says of the run, besides training figures and file digests."""
     recipe, base, splits = prepared.recipe, prepared.base, prepared.splits
-    counts = {severity: prepared.checked.count(severity) for severity in ("error", "warning", "note")}  # type: ignore[arg-type]
+    counts = Counter(f.severity for f in prepared.checked.findings)
     return {
         "name": recipe.name,
         "seed": recipe.seed,
@@ -233,8 +275,8 @@ def _facts(prepared: Prepared, trained: Trained) -> dict[str, Any]:
         "data": {
             "splits": {s: {"records": len(splits[s]), "digest": splits.digest(s)} for s in splits.records},
             "files": prepared.accounts,
-            "dropped": {name: sum(by_file.values()) for name, by_file in prepared.checked.dropped.items()},
-            "findings": counts,
+            "dropped": _dropped(prepared),
+            "findings": {severity: counts[severity] for severity in ("error", "warning", "note")},
             "trained": len(prepared.rows["train"]),
         },
         "template": {
@@ -246,6 +288,13 @@ def _facts(prepared: Prepared, trained: Trained) -> dict[str, Any]:
         "versions": library_versions(),
         "hardware": hardware() | _gpu(),
     }  # fmt: skip
+
+
+def _dropped(prepared: Prepared) -> dict[str, int]:
+    """Records left out, by reason: a check's name, or `take`."""
+    by_check = {name: sum(by_file.values()) for name, by_file in prepared.checked.dropped.items()}
+    not_taken = sum(account.not_taken for account in prepared.splits.accounts)
+    return by_check | ({"take": not_taken} if not_taken else {})
 
 
 def _portable(base: Base) -> dict[str, Any]:
@@ -275,7 +324,7 @@ def evaluate(prepared: Prepared, version: Version, listener: Listener = QUIET) -
 
 
 def grade_and_report(recipe: Recipe, adapter: Adapter, splits: Splits, version: Version, listener: Listener) -> Run:
-    """Grade, then write scores, answers and report in one step."""
+    """Grade, add scores and answers beside the version in one step, then write the report from them."""
     from tuner.artifact.store import add_evaluation
     from tuner.evaluate.score import grade
     from tuner.evaluate.suites import build_suites
@@ -289,10 +338,11 @@ def grade_and_report(recipe: Recipe, adapter: Adapter, splits: Splits, version: 
     def fill(stage: Path) -> None:
         (stage / "scores.json").write_text(json_text({**graded.scores, **facts}), encoding="utf-8")
         (stage / "answers.jsonl").write_text("".join(_line(row) for row in graded.answers), encoding="utf-8")
-        write_report(version.folder, stage)
 
+    evaluation = add_evaluation(version, label, fill)
     listener.stage("report", "writing the report")
-    return Run(version, add_evaluation(version, label, fill), graded.scores)
+    write_report(version.folder, evaluation)  # from finished files: should it fail, no answer is lost
+    return Run(version, evaluation, graded.scores)
 
 
 def _line(row: dict[str, Any]) -> str:

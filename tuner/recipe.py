@@ -49,9 +49,7 @@ class Recipe(Section):
     evaluate: EvaluateSpec = Field(default_factory=lambda: EvaluateSpec(), description="how it is graded")
     plan: PlanSpec = Field(default_factory=lambda: PlanSpec(), description="assumptions of the plan")
     artifact: ArtifactSpec = Field(default_factory=lambda: ArtifactSpec(), description="where versions are kept")
-    profiles: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="named sets of overrides (key.path: value), chosen with --profile"
-    )
+    profiles: dict[str, dict[str, Any]] = Field(default_factory=dict, description="named sets of overrides (key.path: value), chosen with --profile")
 
     _path: Path = PrivateAttr(default=Path("recipe.yaml"))
     _text: str = PrivateAttr(default="")
@@ -130,7 +128,7 @@ def parse_yaml(text: str, where: str) -> Document:
     """Parse YAML 1.2 without anchors, tags or repeated keys. Raises Refusal with file:line."""
     document = Document(where)
     try:
-        events = [e for e in YAML(typ="rt", pure=True).parse(text)]
+        events = list(YAML(typ="safe", pure=True).parse(text))
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"{where}:{mark.line + 1}" if mark else where
@@ -209,7 +207,11 @@ def _mapping(stream: Iterator[Event], place: Place, document: Document, collecto
 _INT = re.compile(r"[-+]?[0-9]+")
 _OTHER_INT = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None, "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}  # fmt: skip
+_WORDS: dict[str, bool | None] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
 
 
 def _plain(text: str, at: str, place: Place, collector: Collector) -> Any:

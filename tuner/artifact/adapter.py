@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tuner.artifact.manifest import verify
 from tuner.artifact.store import Version, find
-from tuner.base import Base, BaseSpec, Precision, load_model, pick_device, resolve_base, serving_precision
-from tuner.data.record import ROLES, Message, Role
+from tuner.base import Base, BaseSpec, Precision, load_model, pick_device, quiet_libraries, resolve_base, serving_precision
+from tuner.data.record import ROLES, Message
 from tuner.errors import refuse
 from tuner.safe_text import quoted
 from tuner.template.spec import TemplateSpec
@@ -78,7 +78,7 @@ class Adapter:
             self._is_base = False
 
     def _adapter_state(self) -> contextlib.AbstractContextManager[Any]:
-        return self.decoder.model.disable_adapter() if self._is_base else contextlib.nullcontext()  # type: ignore[no-any-return]
+        return self.decoder.model.disable_adapter() if self._is_base else contextlib.nullcontext()
 
 
 def as_messages(question: Question) -> list[Message]:
@@ -90,10 +90,11 @@ def as_messages(question: Question) -> list[Message]:
         if isinstance(item, Message):
             messages.append(item)
             continue
+        item = cast("Mapping[str, str]", item)
         role, content = item.get("role"), item.get("content")
         if role not in ROLES or not isinstance(content, str):
             refuse("question", f"messages[{index}]", quoted(dict(item)), f"role (one of {', '.join(ROLES)}) and content (text)", "mend the message")
-        messages.append(Message(cast(Role, role), content))
+        messages.append(Message(role, content))
     if not messages or messages[-1].role != "user":
         refuse("question", "messages", "no user turn at the end", "messages that end with a user turn", "add the question")
     return messages
@@ -115,11 +116,13 @@ def load_adapter(
 
 def open_adapter(version: Version, manifest: dict[str, Any], base: Base, device: str | None, load: str | None, batch: int) -> Adapter:
     """The adapter of a verified version on `base`. Raises Refusal when base or tokenizer are not those of the manifest."""
-    if base.weight_digest != manifest["base"]["weight_digest"]:
-        refuse(version.label, "base", f"{base.name} with weights {base.weight_digest[:19]}…", f"{manifest['base']['name']} with weights {manifest['base']['weight_digest'][:19]}…",
+    wanted = manifest["base"]
+    if base.weight_digest != wanted["weight_digest"]:
+        refuse(version.label, "base", f"{base.name} with weights {base.weight_digest[:19]}…", f"{wanted['name']} with weights {wanted['weight_digest'][:19]}…",
                "load it on the base it was trained on")  # fmt: skip
     if tokenizer_files(version.folder) != manifest["template"]["files"]:
         refuse(version.label, "template", "other tokenizer files than it was trained with", "the files in its manifest", "restore the version from a copy")
+    quiet_libraries()
     from peft import PeftModel
 
     from tuner.artifact.decode import Decoder

@@ -12,6 +12,12 @@ def card(facts: dict[str, Any]) -> str:
     front = {"library_name": "peft", "base_model": base["name"], "tags": ["lora", "tuner"], "pipeline_tag": "text-generation"}
     splits = "\n".join(f"| {name} | {s['records']:,} | `{s['digest'][7:19]}` |" for name, s in data["splits"].items())
     dropped = sum(data["dropped"].values())
+    code = f"tuner {facts['versions']['tuner']}, commit {facts['code']['commit'] or 'unknown'}" + (
+        ", with uncommitted changes" if facts["code"]["dirty"] else ""
+    )
+    system = facts["template"]["spec"]["system"]
+    prompt = f", and this system prompt: {json.dumps(system, ensure_ascii=False)}" if system else ""
+    findings = f"{data['findings']['warning']:,} warnings, {data['findings']['note']:,} notes (findings.json)"
     return f"""---
 {json.dumps(front, indent=2)}
 ---
@@ -25,7 +31,7 @@ trained {training["steps"]} steps on {data["splits"]["train"]["records"]:,} reco
 |---|---|
 | base | {base["name"]}, {base["origin"]}, weights `{base["weight_digest"][7:19]}` |
 | recipe | recipe.yaml (as written), resolved.yaml (every default filled in), digest `{facts["recipe_digest"][7:19]}` |
-| code | tuner {facts["versions"]["tuner"]}, commit {facts["code"]["commit"] or "unknown"}{", with uncommitted changes" if facts["code"]["dirty"] else ""} |
+| code | {code} |
 | seed | {facts["seed"]} |
 
 ## Data
@@ -34,7 +40,7 @@ trained {training["steps"]} steps on {data["splits"]["train"]["records"]:,} reco
 |---|---|---|
 {splits}
 
-{dropped:,} records dropped by checks; {data["findings"]["warning"]:,} warnings, {data["findings"]["note"]:,} notes (findings.json). records.parquet names every record used by file, line and hash.
+{dropped:,} records dropped by checks; {findings}. records.parquet names every record used by file, line and hash.
 
 ## Evaluation
 
@@ -48,5 +54,5 @@ adapter = tuner.load_adapter("{facts["name"]}@{facts["version"]}")   # checks ev
 print(adapter.answer("..."))
 ```
 
-Plain PEFT loads the same folder: `peft.PeftModel.from_pretrained(base, folder)`. Use this folder's tokenizer and chat template{", and this system prompt: " + json.dumps(facts["template"]["spec"]["system"], ensure_ascii=False) if facts["template"]["spec"]["system"] else ""}.
+Plain PEFT loads the same folder: `peft.PeftModel.from_pretrained(base, folder)`. Use this folder's tokenizer and chat template{prompt}.
 """

@@ -52,9 +52,7 @@ class Decoder:
         return answers
 
     @torch.inference_mode()
-    def likelihoods(
-        self, prompts: Sequence[list[int]], candidates: Sequence[list[int]], done: Callable[[int], None] | None = None
-    ) -> torch.Tensor:
+    def likelihoods(self, prompts: Sequence[list[int]], candidates: Sequence[list[int]], done: Callable[[int], None] | None = None) -> torch.Tensor:
         """Log-probability (n, k) in nats of each candidate, all its tokens summed, after each prompt."""
         if not _full_attention(self.model.config):
             pairs = [(p, c) for p in prompts for c in candidates]
@@ -67,9 +65,7 @@ class Decoder:
         return scores
 
     @torch.inference_mode()
-    def losses(
-        self, pairs: Sequence[tuple[list[int], list[int]]], done: Callable[[int], None] | None = None
-    ) -> list[float]:
+    def losses(self, pairs: Sequence[tuple[list[int], list[int]]], done: Callable[[int], None] | None = None) -> list[float]:
         """Summed negative log-likelihood (nats) of each completion after its prompt, teacher-forced."""
         sums = [0.0] * len(pairs)
         prefix = self._common([p for p, _ in pairs])
@@ -125,9 +121,7 @@ class Decoder:
         mask = torch.cat([torch.ones(len(suffixes), shared, dtype=own.dtype, device=self.device), own], dim=1)
         positions = (shared + own.cumsum(1) - 1).clamp(min=0)
         with head_on(self.model, _last(ids)):
-            out = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self._copies(cache, len(suffixes)), use_cache=True
-            )
+            out = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self._copies(cache, len(suffixes)), use_cache=True)
         return _Asked(out.past_key_values, mask, positions[:, -1:], out.logits[0])
 
     # --- answers
@@ -167,9 +161,7 @@ class Decoder:
         sees = (owner[:, None] == owner[None, :]) & (depth[None, :] <= depth[:, None])
         mask = torch.cat([asked.mask.bool()[:, None, None, :].expand(size, 1, len(fed), known), sees.expand(size, 1, -1, -1)], dim=-1)
         ids = torch.tensor([fed] * size, device=self.device)
-        out = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=asked.positions + 1 + depth[None, :], past_key_values=asked.cache, use_cache=True
-        )
+        out = self.model(input_ids=ids, attention_mask=mask, position_ids=asked.positions + 1 + depth[None, :], past_key_values=asked.cache, use_cache=True)
         wanted = torch.tensor([token for c in candidates for token in c[1:]], device=self.device)
         said = out.logits.gather(2, wanted[None, :, None].expand(size, -1, 1))[..., 0].float()
         later = said - torch.stack([row.float().logsumexp(-1) for row in out.logits])  # row by row: (B, T, V) in fp32 is large
@@ -193,7 +185,7 @@ class Decoder:
         targets = ids[:, 1:][wanted[:, :-1]]
         nats = torch.nn.functional.cross_entropy(logits.squeeze(0).float(), targets, reduction="none")
         owner = wanted.nonzero()[:, 0]
-        return torch.zeros(len(rows), device=self.device).index_add(0, owner, nats).tolist()  # type: ignore[no-any-return]
+        return torch.zeros(len(rows), device=self.device).index_add(0, owner, nats).tolist()
 
 
 def _last(ids: torch.Tensor) -> torch.Tensor:

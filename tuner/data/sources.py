@@ -13,8 +13,9 @@ import hashlib
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -30,7 +31,7 @@ Raw = tuple[int, Mapping[str, Any]]  # (line or row, the object as written)
 
 @dataclass(frozen=True, slots=True)
 class FileAccount:
-    """What one file held: `read` records, of which `rejected` could not be used. read = kept + dropped + rejected."""
+    """What one file held: `read` records, `rejected` that could not be used, `not_taken` that `take` left aside. read = kept + dropped + rejected."""
 
     file: str
     split: str
@@ -38,6 +39,7 @@ class FileAccount:
     bytes: int
     read: int
     rejected: int
+    not_taken: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,7 @@ class _Reader:
         self.collector.add(f"{self.shown}:{line}", field, found, accepted, try_)
 
 
-def read_source(
-    spec: SourceSpec, split: str, folder: Path, seed: int, max_record_bytes: int = 1 << 20, max_file_bytes: int = 1 << 32
-) -> Reading:
+def read_source(spec: SourceSpec, split: str, folder: Path, seed: int, max_record_bytes: int = 1 << 20, max_file_bytes: int = 1 << 32) -> Reading:
     """Read one source. Problems are returned, not raised, so that the caller can gather those of every split."""
     collector = Collector()
     records: list[Record] = []
@@ -77,7 +77,10 @@ def read_source(
         records.extend(part)
         if account.read == 0 and len(collector.problems) == before:
             collector.add(name, "", "no records", "at least one record", "remove the file from the recipe, or fill it")
-    return Reading(_take(records, spec.take, seed), accounts, collector.problems)
+    taken = _take(records, spec.take, seed)
+    aside = Counter(r.file for r in records)
+    aside.subtract(r.file for r in taken)
+    return Reading(taken, [replace(a, not_taken=aside[a.file]) for a in accounts], collector.problems)
 
 
 def _take(records: list[Record], count: int | None, seed: int) -> list[Record]:
@@ -88,9 +91,7 @@ def _take(records: list[Record], count: int | None, seed: int) -> list[Record]:
     return [records[i] for i in sorted(ranked[:count])]
 
 
-def _read_file(
-    path: Path, shown: str, split: str, spec: SourceSpec, limits: tuple[int, int], collector: Collector
-) -> tuple[list[Record], FileAccount]:
+def _read_file(path: Path, shown: str, split: str, spec: SourceSpec, limits: tuple[int, int], collector: Collector) -> tuple[list[Record], FileAccount]:
     reader = _Reader(path, shown, limits, collector)
     try:
         kind, data = _open(reader)
@@ -218,7 +219,8 @@ def _object(reader: _Reader, number: int, line: str) -> Raw | None:
             reader.problem(number, "", f"more after the end of the record, at column {error.colno}: {quoted(line[error.pos:], 40)}",
                            "one JSON object a line", "put each record on a line of its own")  # fmt: skip
         else:
-            reader.problem(number, "", f"broken JSON at column {error.colno}: {error.msg.lower()}, near {quoted(line[max(error.pos - 20, 0):error.pos + 20], 44)}",
+            near = quoted(line[max(error.pos - 20, 0) : error.pos + 20], 44)
+            reader.problem(number, "", f"broken JSON at column {error.colno}: {error.msg.lower()}, near {near}",
                            "one whole JSON object a line", f"mend or delete line {number}")  # fmt: skip
         return None
     return _as_object(reader, number, value)
@@ -226,7 +228,7 @@ def _object(reader: _Reader, number: int, line: str) -> Raw | None:
 
 def _as_object(reader: _Reader, number: int, value: Any) -> Raw | None:
     if not isinstance(value, dict):
-        reader.problem(number, "", f"{_kind(value)}", "a JSON object, as {\"prompt\": …, \"completion\": …}", f"mend or delete line {number}")
+        reader.problem(number, "", f"{_kind(value)}", 'a JSON object, as {"prompt": …, "completion": …}', f"mend or delete line {number}")
         return None
     return number, value
 
@@ -336,8 +338,6 @@ def _hub_rows(spec: SourceSpec) -> Iterator[Raw | None]:
         yield number, cast(Mapping[str, Any], row)
 
 
-
-
 READERS: dict[str, Callable[[_Reader, bytes], Iterator[Raw | None]]] = {
     "jsonl": _jsonl,
     "json": _json_array,
@@ -408,9 +408,7 @@ def _unknown_shape(at: str, table: Mapping[str, Any], columns: Columns | None, c
     collector.add(at, absent, f"keys {', '.join(keys)}", accepted, f"add {absent}" if absent else "name the columns under `columns:` in the recipe")
 
 
-def _record(
-    table: Mapping[str, Any], shape: Shape, columns: Columns | None, shown: str, line: int, split: str, collector: Collector
-) -> Record | None:
+def _record(table: Mapping[str, Any], shape: Shape, columns: Columns | None, shown: str, line: int, split: str, collector: Collector) -> Record | None:
     at = f"{shown}:{line}"
     used, raw = _raw_messages(table, shape, columns)
     messages = _messages(raw, at, collector)

@@ -74,17 +74,13 @@ class CutSpec(Section):
 class DataSpec(Section):
     """Splits have exact names: train is fitted, validation is watched, held_out and ood are read once afterwards."""
 
-    task: Literal["label", "json", "text"] = Field(
-        "text", description="what a completion is: one of a closed set of labels, a JSON object, or free text"
-    )
+    task: Literal["label", "json", "text"] = Field("text", description="what a completion is: one of a closed set of labels, a JSON object, or free text")
     train: Source = Field(description="records the adapter is fitted to")
     validation: Source | None = Field(None, description="records watched while fitting; settings are chosen on these")
     held_out: Source | None = Field(None, description="same source as train, read once after training")
     ood: dict[str, Source] = Field(default_factory=dict, description="named out-of-distribution suites, read once after training")
     cut: CutSpec = Field(default_factory=lambda: CutSpec(), description="how to cut splits that are not given as files")
-    checks: dict[str, Action] = Field(
-        default_factory=dict, description="what each check may do: refuse, warn, drop (counted) or off; see `tuner show checks`"
-    )
+    checks: dict[str, Action] = Field(default_factory=dict, description="what each check may do: refuse, warn, drop (counted) or off; see `tuner show checks`")
     max_record_bytes: int = Field(1_048_576, ge=1024, description="a longer line is refused (bytes)")
     max_file_bytes: int = Field(4_294_967_296, ge=1024, description="a file that unpacks to more is refused (bytes)")
 

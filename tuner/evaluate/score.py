@@ -244,5 +244,4 @@ def _item_score(name: str, numbers: list[float]) -> float | None:
 
 def _kept_parts(numbers: Mapping[str, list[float]]) -> dict[str, list[float]]:
     """What is needed to re-compute metrics that are not means of item scores."""
-    kept = {n: p for n, p in numbers.items() if METRICS[n].of == "loss" or n == "json_field_f1"}
-    return kept
+    return {n: p for n, p in numbers.items() if METRICS[n].of == "loss" or n == "json_field_f1"}

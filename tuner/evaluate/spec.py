@@ -17,7 +17,7 @@ class EvaluateSpec(Section):
     metrics: list[str] | None = Field(None, description="names from `tuner show metrics`; default: those that fit data.task")
     primary: str | None = Field(None, description="the metric the verdict is about; default: the first of `metrics`")
     base_ways: list[Way] = Field(
-        default_factory=lambda: ["zero_shot", "few_shot"],
+        default_factory=lambda: list[Way](("zero_shot", "few_shot")),
         min_length=1,
         description="how the base is prompted; for data.task label each is also tried with answers constrained to the labels",
     )

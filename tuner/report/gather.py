@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def gather(version_folder: Path, evaluation_folder: Path) -> dict[str, Any]:
         "findings": _grouped(_json(version_folder / "findings.json")),
         "template": {"system": manifest["template"]["spec"]["system"], "digest": manifest["template"]["digest"]},
         "examples": {suite: _examples(answers, suite, scores) for suite in scores["suites"]},
+        "changes": {suite: _changes(answers, suite, scores) for suite in scores["suites"]},
         "recipe": (version_folder / "recipe.yaml").read_text(encoding="utf-8"),
         "recipe_digest": manifest["recipe_digest"],
         "seed": manifest["seed"],
@@ -63,24 +64,38 @@ def _grouped(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _examples(answers: list[dict[str, Any]], suite: str, scores: dict[str, Any]) -> list[dict[str, Any]]:
-    """Items on which adapter and baseline differ on the primary metric, losses and gains in turn; then items both got wrong."""
+    """At most EXAMPLES items: losses and gains in turn, a loss first; then more losses, a few both got wrong, more gains; no item twice.
+
+    The greatest change on the primary metric comes first. Items that both got right are never chosen.
+    """
+    rows = _paired(answers, suite, scores)
+    won = sorted((r for r in rows if r["change"] == "won"), key=lambda r: -abs(r["gain"]))
+    lost = sorted((r for r in rows if r["change"] == "lost"), key=lambda r: -abs(r["gain"]))
+    wrong = [r for r in rows if r["change"] == "both wrong"]
+    few = EXAMPLES // 3
+    in_turn = [r for pair in zip(lost, won, strict=False) for r in pair]
+    order = [*in_turn, *lost[len(won) :], *wrong[:few], *won[len(lost) :], *wrong[few:]]
+    return order[:EXAMPLES]
+
+
+def _changes(answers: list[dict[str, Any]], suite: str, scores: dict[str, Any]) -> dict[str, int]:
+    """How many of all the suite's items were won, lost, and so on: what the chosen examples are drawn from."""
+    return dict(Counter(r["change"] for r in _paired(answers, suite, scores)))
+
+
+def _paired(answers: list[dict[str, Any]], suite: str, scores: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every item of a suite with the adapter's answer and that of its baseline on the primary metric."""
     primary = scores["primary"]
     difference = scores["suites"][suite]["differences"].get(primary)
     if difference is None:
         return []
-    baseline = difference["baseline"]
+    sides = {"adapter": "adapter", difference["baseline"]: "baseline"}
     by_item: dict[int, dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in answers:
-        if row["suite"] == suite and row["contender"] in ("adapter", baseline):
-            by_item[row["item"]]["adapter" if row["contender"] == "adapter" else "baseline"] = row
+        if row["suite"] == suite and row["contender"] in sides:
+            by_item[row["item"]][sides[row["contender"]]] = row
     sign = 1 if scores["metrics"][primary]["higher_is_better"] else -1
-    rows = [_example(item, pair, primary, sign) for item, pair in by_item.items()]
-    won = sorted((r for r in rows if r["change"] == "won"), key=lambda r: -abs(r["gain"]))
-    lost = sorted((r for r in rows if r["change"] == "lost"), key=lambda r: -abs(r["gain"]))
-    wrong = [r for r in rows if r["change"] == "both wrong"]
-    chosen = [r for pair in zip(lost[:EXAMPLES], won[: len(lost)], strict=False) for r in pair]
-    rest = [r for r in [*lost, *wrong[: EXAMPLES // 3], *won, *wrong] if r not in chosen]
-    return (chosen + rest)[:EXAMPLES]
+    return [_example(item, pair, primary, sign) for item, pair in by_item.items()]
 
 
 def _example(item: int, pair: dict[str, dict[str, Any]], primary: str, sign: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 def markdown(report: dict[str, Any]) -> str:
     """The report as GitHub-flavoured Markdown."""
-    lines = [f"# {_cell(report['name'])}@{report['version']}: {headline(report)}", "", sentence(report), ""]
+    lines = [f"# {_cell(report['name'])}@{report['version']}: {headline(report)}", "", sentence(report), "", weakness(report), ""]
     for name, suite in report["suites"].items():
         lines += [f"## {_cell(name)} ({suite['role']}, {suite['n']} items)", "", *_table(report, suite), ""]
     lines += ["## Data", "", f"{report['data']['trained']:,} records trained on; {_findings(report)}.", ""]
@@ -32,6 +32,16 @@ def sentence(report: dict[str, Any]) -> str:
         f"On {verdict['n']} {verdict['suite']} items the adapter's {metric} is {ours:.3f}; the best prompted base ({verdict['baseline']}) has {theirs:.3f}. "
         f"Difference {verdict['value']:+.3f}, 95 % interval [{verdict['low']:+.3f}, {verdict['high']:+.3f}], p = {verdict['p']:.2g}."
     )
+
+
+def weakness(report: dict[str, Any]) -> str:
+    """The suites on which the adapter is worse than the base on the primary metric, or that there are none."""
+    primary = report["primary"]
+    found = {name: suite["differences"][primary] for name, suite in report["suites"].items() if primary in suite["differences"]}
+    worse = [f"{_cell(name)} {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" for name, d in found.items() if d["verdict"] == "worse"]
+    if not worse:
+        return f"On {primary} the adapter is worse than the base on none of {len(found)} suites."
+    return f"**On {primary} the adapter is worse than the base on {len(worse)} of {len(found)} suites: {', '.join(worse)}.**"
 
 
 def _table(report: dict[str, Any], suite: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tuner.durable import json_text
 from tuner.report.gather import gather
+from tuner.report.html import html
 from tuner.report.markdown import markdown
 
 
@@ -14,3 +15,4 @@ def write_report(version_folder: Path, evaluation_folder: Path) -> None:
     report = gather(version_folder, evaluation_folder)
     (evaluation_folder / "report.json").write_text(json_text(report), encoding="utf-8")
     (evaluation_folder / "report.md").write_text(markdown(report), encoding="utf-8")
+    (evaluation_folder / "report.html").write_text(html(report), encoding="utf-8")

@@ -13,9 +13,7 @@ class TemplateSpec(Section):
     """Rendering and masking. What is set here is stored in the artifact and used again at inference."""
 
     format: Literal["tokenizer"] = Field("tokenizer", description="`tokenizer`: the base's own chat template")
-    system: str | None = Field(
-        None, description="system prompt put before records that have none; without it the template's own default applies and is shown"
-    )
+    system: str | None = Field(None, description="system prompt put before records that have none; without it the template's own default applies and is shown")
     loss_on: Literal["completion", "all_assistant"] = Field(
         "completion", description="tokens that carry loss: the last assistant turn, or every assistant turn; stop token included"
     )
@@ -23,6 +21,4 @@ class TemplateSpec(Section):
     content_tokens: list[str] = Field(
         default_factory=list, description="special tokens that text of a record may become (for example <think>); all others stay text"
     )
-    chat_template_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="extra variables handed to the chat template, such as thinking switches"
-    )
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="extra variables handed to the chat template, such as thinking switches")

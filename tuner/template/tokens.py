@@ -221,7 +221,8 @@ def _converted(folder: Path) -> Tokenizer:
         slow = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         refuse(folder.name, "tokenizer", quoted(error, 120), "a tokenizer.json", "copy the model's tokenizer files into the folder")
-    return slow.backend_tokenizer
+    converted: Tokenizer = slow.backend_tokenizer
+    return converted
 
 
 def _stop_ids(folder: Path, tokenizer: Tokenizer, template: ChatTemplate) -> frozenset[int]:

@@ -36,7 +36,7 @@ class Lora:
         return LoraConfig(
             task_type=TaskType.CAUSAL_LM,
             r=spec.rank,
-            lora_alpha=spec.alpha,  # type: ignore[arg-type]
+            lora_alpha=spec.alpha,
             lora_dropout=spec.dropout,
             target_modules=target_modules(spec, model),
             bias="none",
@@ -50,7 +50,8 @@ def target_modules(spec: MethodSpec, model: torch.nn.Module) -> list[str]:
     """
     import torch
 
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if callable(find_head) else None
     names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head})
     if spec.targets == "all-linear":
         return names

@@ -35,8 +35,6 @@ from tuner.train.loss import completion_loss
 from tuner.train.methods import METHODS
 from tuner.train.spec import MethodSpec, TrainSpec
 
-
-
 SHORT_ROW_TOKENS = 192
 
 
@@ -73,9 +71,7 @@ class Progress:
 
 def as_dataset(rows: Sequence[Row]) -> datasets.Dataset:
     """Finished rows in the form TRL takes: input_ids and labels, and the row's number so that records can be named."""
-    return datasets.Dataset.from_dict(
-        {"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows], "row": list(range(len(rows)))}
-    )
+    return datasets.Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows], "row": list(range(len(rows)))})
 
 
 @dataclass(frozen=True)
@@ -365,4 +361,3 @@ def save_adapter(model: PeftModel, folder: Path, base_name: str, revision: str |
 
 def as_log_lines(log: Sequence[dict[str, Any]]) -> str:
     return "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in log)
-

@@ -31,8 +31,6 @@ class TrainSpec(Section):
     warmup_fraction: float = Field(0.03, ge=0, lt=1, description="share of steps in which the learning rate rises from 0")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     max_gradient_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    order: Literal["shuffle", "length_groups"] = Field(
-        "shuffle", description="row order: seeded shuffle, or shuffled groups of similar length (less padding)"
-    )
+    order: Literal["shuffle", "length_groups"] = Field("shuffle", description="row order: seeded shuffle, or shuffled groups of similar length (less padding)")
     log_every_steps: int = Field(5, ge=1, description="steps between two lines of train_log.jsonl")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
