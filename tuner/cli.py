@@ -508,14 +508,12 @@ def main() -> None:
             code = app(standalone_mode=False)
     except Refusal as refusal:
         code = _refused(refusal)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # click turns Ctrl-C into Abort
         err.print("interrupted; nothing was published by this run", markup=False)
         code = Exit.INTERRUPTED
     except Terminated:
         err.print("terminated; nothing was published by this run", markup=False)
         code = Exit.TERMINATED
-    except typer.Abort:
-        code = Exit.INTERRUPTED
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own usage errors
             err.print(f"{error.format_message()}\ntry `tuner --help`", markup=False, soft_wrap=True)

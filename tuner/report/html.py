@@ -43,7 +43,7 @@ def _digest(content: str) -> str:
 @functools.cache
 def _environment() -> Environment:
     made = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True)
-    made.filters |= {"line": line, "block": block, "short": short_digest} | {
+    made.filters |= {"line": line, "block": block, "short": short_digest, "moment": moment} | {
         f.__name__: f for f in (numbers.value, numbers.signed, numbers.interval, numbers.signed_interval, numbers.p_value, numbers.count, numbers.seconds)
     }
     return made
@@ -74,3 +74,9 @@ def _cut(text: str, limit: int) -> str:
 def short_digest(digest: object) -> str:
     """The first twelve hexadecimal digits, as the model card shows them."""
     return line(str(digest).removeprefix("sha256:")[:12])
+
+
+def moment(stamp: object) -> str:
+    """An ISO 8601 time as people write it, to the minute; one that is not in UTC stays as it is."""
+    text = str(stamp)
+    return line(f"{text[:10]} {text[11:16]} UTC" if text.endswith("+00:00") and text[10:11] == "T" else text)

@@ -11,9 +11,7 @@ def markdown(report: dict[str, Any]) -> str:
     for name, suite in report["suites"].items():
         lines += [f"## {_cell(name)} ({suite['role']}, {suite['n']} items)", "", *_table(report, suite), ""]
     lines += ["## Data", "", f"{report['data']['trained']:,} records trained on; {_findings(report)}.", ""]
-    lines += ["## How it was made", "", f"Base {report['base']['name']} ({report['base']['origin']}), {report['method']['kind']} rank {report['method']['rank']}, "
-              f"{report['training']['steps']} steps, seed {report['seed']}, loss {report['training']['first_loss']:.3f} to {report['training']['last_loss']:.3f}.",
-              f"Adapter `{report['adapter_digest']}`. Every answer is in answers.jsonl.", ""]  # fmt: skip
+    lines += ["## How it was made", "", _made(report), f"Adapter `{report['adapter_digest']}`. Every answer is in answers.jsonl.", ""]
     return "\n".join(lines)
 
 
@@ -57,6 +55,14 @@ def _table(report: dict[str, Any], suite: dict[str, Any]) -> list[str]:
 
 def _interval(estimate: dict[str, Any]) -> str:
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
+def _made(report: dict[str, Any]) -> str:
+    base, method, training = report["base"], report["method"], report["training"]
+    return (
+        f"Base {base['name']} ({base['origin']}), {method['kind']} rank {method['rank']}, "
+        f"{training['steps']} steps, seed {report['seed']}, loss {training['first_loss']:.3f} to {training['last_loss']:.3f}."
+    )
 
 
 def _findings(report: dict[str, Any]) -> str:

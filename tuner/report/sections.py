@@ -33,7 +33,7 @@ def view(report: Report) -> View:
         "weak": _weak(report),
         "plot": _plot(report),
         "suites": [_suite(report, f"suite-{i}", name, suite) for i, (name, suite) in enumerate(report["suites"].items())],
-        "metrics": report["metrics"],
+        "metrics": {name: report["metrics"][name] for name in _metrics(report)},
         "loss": _loss(report["train_log"]),
         "data": _data(report["data"]),
         "findings": report["findings"],
@@ -46,6 +46,11 @@ def word(verdict: str) -> View:
     """A verdict's word with its class and sign; an unknown one is shown as it is, without colour."""
     kind, sign = WORDS.get(verdict, ("same", "●"))
     return {"said": verdict, "kind": kind, "sign": sign}
+
+
+def _metrics(report: Report) -> list[str]:
+    """Names, the primary one first."""
+    return sorted(report["metrics"], key=lambda m: m != report["primary"])
 
 
 def way(contender: str) -> str:
@@ -104,16 +109,7 @@ def _plot(report: Report) -> View:
         "higher": report["metrics"][primary]["higher_is_better"],
         "ticks": charts.ticks_below(scale),
         "rows": [
-            {
-                "key": f"suite-{i}",
-                "name": name,
-                "role": s["role"],
-                "n": s["n"],
-                "svg": svg,
-                "difference": d,
-                "word": word(d["verdict"]),
-                "way": way(d["baseline"]),
-            }
+            {"key": f"suite-{i}", "name": name, "role": s["role"], "n": s["n"], "svg": svg, "difference": d, "word": word(d["verdict"])}
             for (i, name, s, d), svg in zip(rows, drawn, strict=True)
         ],
     }
@@ -121,7 +117,7 @@ def _plot(report: Report) -> View:
 
 def _suite(report: Report, key: str, name: str, suite: Mapping[str, Any]) -> View:
     """One suite's contenders × metrics, the adapter last, then the paired differences."""
-    metrics = [m for m in report["metrics"] if any(m in values for values in suite["values"].values())]
+    metrics = [m for m in _metrics(report) if any(m in values for values in suite["values"].values())]
     contenders = [c for c in suite["values"] if c != ADAPTER] + [ADAPTER]
     found = suite["differences"]
     rows = [
@@ -209,7 +205,8 @@ def _made(report: Report) -> View:
     return {
         "commands": f"tuner run recipe.yaml\ntuner evaluate {label} recipe.yaml\nsha256sum adapter_model.safetensors   # {digest.removeprefix('sha256:')}",
         "planned": _planned(report["training"]),
-        "training": report["training"],
+        "has_plan": bool(report["training"].get("plan")),
+        "method": dict(sorted(report["method"].items(), key=lambda kv: (kv[0] != "kind", kv[0]))),
         "hardware": _hardware(report.get("hardware", {})),
         "contenders": [{"name": name, **facts} for name, facts in report["contenders"].items()],
         "precision": report["evaluation"].get("precision"),
@@ -228,16 +225,18 @@ QUANTITIES = {
 
 def _planned(training: Mapping[str, Any]) -> list[View]:
     """Measured quantities beside what the plan said before step 1, where it is recorded under training.plan."""
-    plan = training.get("plan") or training.get("planned") or {}
+    plan = training.get("plan") or {}
     rows = []
     for key, (what, say) in QUANTITIES.items():
         planned, measured = plan.get(key), training.get(key)
         if planned is None and measured is None:
             continue
-        ratio = f"{measured / planned:.2f} ×" if planned and measured is not None else None
-        rows.append(
-            {"what": what, "planned": None if planned is None else say(planned), "measured": None if measured is None else say(measured), "ratio": ratio}
-        )
+        rows.append({
+            "what": what,
+            "planned": None if planned is None else say(planned),
+            "measured": None if measured is None else say(measured),
+            "ratio": f"{measured / planned:.2f} ×" if planned and measured is not None else None,
+        })  # fmt: skip
     return rows
 
 

@@ -1,0 +1,131 @@
+"""Grading: the best of the base's ways is the baseline, and every number can be re-computed from the answers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tuner.data.record import Message, Record
+from tuner.data.splits import Splits
+from tuner.errors import Refusal
+from tuner.evaluate.score import grade, metric_names
+from tuner.evaluate.spec import EvaluateSpec
+from tuner.evaluate.suites import build_suites, few_shot_examples, with_examples
+
+LABELS = ("red", "green", "blue")
+
+
+def record(i: int, split: str, label: str | None = None) -> Record:
+    return Record((Message("user", f"item {i}"), Message("assistant", label or LABELS[i % 3])), f"{split}.jsonl", i + 1, split)
+
+
+class ByRule:
+    """A contestant that answers by a rule on the item's number: the adapter is right but for one in ten, the base for one in two."""
+
+    def __init__(self) -> None:
+        self.base = False
+        self.asked: list[tuple[bool, int]] = []
+
+    @contextlib.contextmanager
+    def as_base(self) -> Iterator[ByRule]:
+        self.base = True
+        try:
+            yield self
+        finally:
+            self.base = False
+
+    def _right(self, question: Sequence[Message]) -> bool:
+        number = int(question[-1].content.split()[1])
+        return number % (2 if self.base else 10) != 0
+
+    def answer_many(self, questions: Sequence[Sequence[Message]], max_new_tokens: int, done: Callable[[int], None] | None = None) -> list[str]:
+        self.asked += [(self.base, len(q)) for q in questions]
+        return [LABELS[int(q[-1].content.split()[1]) % 3] if self._right(q) else "no idea" for q in questions]
+
+    def label_scores(self, questions: Sequence[Sequence[Message]], labels: Sequence[str], done: Callable[[int], None] | None = None) -> Any:
+        scores = np.zeros((len(questions), len(labels)))
+        for row, question in enumerate(questions):
+            number = int(question[-1].content.split()[1])
+            right = labels.index(LABELS[number % 3])
+            scores[row, right if number % 4 else (right + 1) % len(labels)] = 1
+        return scores
+
+    def losses(self, questions: Any, answers: Sequence[str], done: Callable[[int], None] | None = None) -> list[tuple[float, int]]:
+        return [(2.0 if self.base else 0.5, 2) for _ in answers]
+
+
+@pytest.fixture(scope="module")
+def graded() -> Any:
+    splits = Splits({"train": [record(i, "train") for i in range(900, 930)], "held_out": [record(i, "held_out") for i in range(60)],
+                     "ood.far": [record(i, "ood.far", "red") for i in range(300, 320)]}, ())  # fmt: skip
+    return grade(ByRule(), build_suites(splits, None, 0), splits["train"], EvaluateSpec(few_shot=3, resamples=1000), "label", 0)
+
+
+def test_the_best_way_of_the_base_is_the_baseline(graded: Any) -> None:
+    values = graded.scores["suites"]["held_out"]["values"]
+    assert set(values) == {"base zero_shot", "base zero_shot, labels only", "base few_shot", "base few_shot, labels only", "adapter"}
+    difference = graded.scores["suites"]["held_out"]["differences"]["exact_match"]
+    assert difference["baseline"].endswith("labels only")
+    assert values["base zero_shot"]["exact_match"]["value"] == pytest.approx(0.5)
+    assert difference["value"] == pytest.approx(0.9 - 0.75)
+    assert graded.verdict == "better"
+
+
+def test_a_metric_is_compared_with_the_way_that_is_best_at_it(graded: Any) -> None:
+    loss = graded.scores["suites"]["held_out"]["differences"]["loss"]
+    assert loss["baseline"] in ("base zero_shot", "base few_shot")  # constrained decoding has no loss of its own
+    assert loss["value"] == pytest.approx(0.25 - 1.0) and loss["verdict"] == "better"
+
+
+def test_every_contender_answers_the_same_items(graded: Any) -> None:
+    by_contender: dict[str, set[tuple[str, int]]] = {}
+    for row in graded.answers:
+        by_contender.setdefault(row["contender"], set()).add((row["suite"], row["item"]))
+    assert len(by_contender) == 5
+    assert all(items == next(iter(by_contender.values())) for items in by_contender.values())
+    assert len(graded.answers) == 5 * 80
+
+
+def test_values_can_be_recomputed_from_the_answers(graded: Any) -> None:
+    swept = 0
+    for suite, found in graded.scores["suites"].items():
+        for contender, values in found["values"].items():
+            rows = [r for r in graded.answers if r["suite"] == suite and r["contender"] == contender]
+            assert values["exact_match"]["value"] == pytest.approx(np.mean([r["scores"]["exact_match"] for r in rows]))
+            assert values["exact_match"]["n"] == len(rows)
+            if "loss" in values:
+                parts = np.array([r["parts"]["loss"] for r in rows]).sum(axis=0)
+                assert values["loss"]["value"] == pytest.approx(parts[0] / parts[1])
+            swept += 1
+    assert swept == 10
+
+
+def test_several_references_of_one_prompt_are_one_item() -> None:
+    pair = [Record((Message("user", "q"), Message("assistant", a)), "f", i, "held_out") for i, a in enumerate(("one", "two", "one"))]
+    (suite,) = build_suites(Splits({"held_out": pair}, ()), None, 0)
+    assert len(suite.items) == 1 and suite.items[0].references == ("one", "two")
+
+
+def test_few_shot_examples_cover_the_labels_and_go_after_the_system_turn() -> None:
+    train = [record(i, "train") for i in range(30)]
+    examples = few_shot_examples(train, 3, True, 0)
+    assert {m.content for m in examples if m.role == "assistant"} == set(LABELS)
+    assert few_shot_examples(list(reversed(train)), 3, True, 0) == examples  # by content, not by order
+    whole = with_examples([Message("system", "s"), Message("user", "q")], examples)
+    assert [m.role for m in whole] == ["system", *["user", "assistant"] * 3, "user"]
+
+
+def test_take_chooses_the_same_items_whatever_their_order() -> None:
+    records = [record(i, "held_out") for i in range(50)]
+    forward = build_suites(Splits({"held_out": records}, ()), 10, 3)[0]
+    backward = build_suites(Splits({"held_out": records[::-1]}, ()), 10, 3)[0]
+    assert {i.messages for i in forward.items} == {i.messages for i in backward.items} and len(forward.items) == 10
+
+
+def test_an_unknown_metric_is_refused_with_its_neighbour() -> None:
+    with pytest.raises(Refusal, match="exact_match"):
+        metric_names(EvaluateSpec(metrics=["exact_mach"]), "label")
