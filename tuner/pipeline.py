@@ -170,8 +170,9 @@ def run(recipe: Recipe, store: Path | None = None, listener: Listener = QUIET, *
     if reuse and (finished := find_finished(prepared, store)) is not None:
         listener.stage("reuse", f"{finished.version.label if finished.version else ''} is this recipe on this data, already graded: nothing to do")
         return finished
-    listener.planned(plan(prepared))
-    version = _train_and_publish(prepared, store, listener)
+    planned = plan(prepared)
+    listener.planned(planned)
+    version = _train_and_publish(prepared, planned, store, listener)
     if version is None or not grade_after or not prepared.splits.suites:
         return Run(version)
     gc.collect()  # the trainer holds itself in cycles; its weights must go before the adapter is loaded as it will be served
@@ -203,7 +204,7 @@ def find_finished(prepared: Prepared, store: Path) -> Run | None:
     return None
 
 
-def _train_and_publish(prepared: Prepared, store: Path, listener: Listener) -> Version | None:
+def _train_and_publish(prepared: Prepared, planned: Plan, store: Path, listener: Listener) -> Version | None:
     from tuner.base import PLAIN_TEXT, guard_loss, load_model, pick_device, quiet_libraries, training_precision
 
     quiet_libraries()
@@ -229,7 +230,8 @@ def _train_and_publish(prepared: Prepared, store: Path, listener: Listener) -> V
         trained = train(job, model, AutoTokenizer.from_pretrained(base.folder, local_files_only=True))
         if not trained.is_main:
             return None
-        facts = {**_facts(prepared, trained), "training": {**trained.summary(), "wall_seconds": round(time.monotonic() - began, 3)}, "base_loss": sanity}
+        measured = {**trained.summary(), "wall_seconds": round(time.monotonic() - began, 3), "plan": planned.as_dict()}
+        facts = {**_facts(prepared), "training": measured, "base_loss": sanity}
         return publish(store, recipe.name, lambda stage, number: _fill(stage, number, prepared, trained, facts))
 
 
@@ -258,7 +260,7 @@ def _fill(stage: Path, number: int, prepared: Prepared, trained: Trained, facts:
     write_manifest(stage, whole)
 
 
-def _facts(prepared: Prepared, trained: Trained) -> dict[str, Any]:
+def _facts(prepared: Prepared) -> dict[str, Any]:
     """What the manifest says of the run, besides training figures and file digests."""
     recipe, base, splits = prepared.recipe, prepared.base, prepared.splits
     counts = Counter(f.severity for f in prepared.checked.findings)
