@@ -380,6 +380,7 @@ def quiet_libraries() -> None:
     """Keep the libraries' own bars and notices off the terminal: tuner shows one bar and its own words. Offline is their default too."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     warnings.filterwarnings("ignore", message=".*kernels-community.*|.*gradient_checkpointing.*|.*pin_memory.*")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging

@@ -6,6 +6,7 @@ It refuses nothing of its own but unknown commands; a Refusal from a room is pri
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -396,8 +397,6 @@ def _pipeline(recipe: Recipe, store: str | None, grade_after: bool = True, reuse
 
 def _note_single_process() -> None:
     """`accelerate launch --num_processes N` on a machine without GPUs starts one process unless it is also given --multi_gpu."""
-    import os
-
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         err.print("note: accelerate started one process although several were asked for. On CPUs write `accelerate launch --multi_gpu "
                   "--num_processes N -m tuner …` (its name for torchrun). Going on with one; the result is the same, slower.", markup=False)  # fmt: skip
@@ -503,6 +502,8 @@ def _signals() -> Iterator[None]:
 
 def main() -> None:
     """Run the command line and exit with a documented code."""
+    # Waiting threads sleep: with another busy process on the machine, OpenMP's spinning made training 3.5x slower (LOG.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with _signals():
             code = app(standalone_mode=False)

@@ -11,12 +11,14 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from tuner.errors import refuse
 
@@ -80,8 +82,8 @@ def _sweep(parent: Path) -> None:
     """Remove staging folders of this host whose process no longer runs."""
     mine = f"{STAGE_PREFIX}{socket.gethostname()}-"
     for left in parent.glob(f"{mine}*"):
-        pid = left.name.removeprefix(mine).split("-")[0]
-        if pid.isdigit() and not _alive(int(pid)) and left.is_dir() and not left.is_symlink():
+        owner = re.fullmatch(r"([0-9]{1,9})-[0-9a-f]{8}", left.name.removeprefix(mine))
+        if owner and not _alive(int(owner[1])) and left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -113,6 +115,13 @@ def seal(stage: Path, folder: Path) -> None:
     _sync(folder.parent)
 
 
+def _opened(path: Path, what: str) -> IO[str]:
+    try:
+        return open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        refuse(path, what, f"cannot be opened: {error.strerror}", "a lock file this user may write", "mend its permissions, or use another store")
+
+
 @contextlib.contextmanager
 def locked(folder: Path, what: str, wait_seconds: float = 600.0) -> Iterator[None]:
     """Hold the exclusive lock of `folder`. The kernel releases it when the process ends, however it ends.
@@ -121,7 +130,7 @@ def locked(folder: Path, what: str, wait_seconds: float = 600.0) -> Iterator[Non
     """
     ensure_folder(folder)
     path = folder / ".lock"
-    with open(path, "a+", encoding="utf-8") as handle:
+    with _opened(path, what) as handle:
         deadline = time.monotonic() + wait_seconds
         while True:
             try:

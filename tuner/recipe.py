@@ -27,7 +27,7 @@ from tuner.errors import Collector, Problem, Refusal, refuse
 from tuner.evaluate.spec import EvaluateSpec
 from tuner.fingerprint import digest_json
 from tuner.plan.spec import PlanSpec
-from tuner.safe_text import quoted
+from tuner.safe_text import quoted, visible
 from tuner.section import Section
 from tuner.template.spec import TemplateSpec
 from tuner.train.spec import MethodSpec, TrainSpec
@@ -157,8 +157,8 @@ def _events(text: str, where: str) -> list[Event]:
                 refuse(f"{where}:{event.start_mark.line + 1}", "", f"nesting deeper than {MAX_DEPTH}", f"at most {MAX_DEPTH} levels", "flatten it")
             events.append(event)
     except ReaderError as error:
-        refuse(f"{where}:{text.count(chr(10), 0, error.position) + 1}", "", f"the control character U+{error.character:04X}", "YAML 1.2, which is printable text",
-               'delete it, or write it as "\\xNN" in double quotes')  # fmt: skip
+        at, found = f"{where}:{text.count(chr(10), 0, error.position) + 1}", f"the control character U+{error.character:04X}"
+        refuse(at, "", found, "YAML 1.2, which is printable text", 'delete it, or write it as "\\xNN" in double quotes')
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"{where}:{mark.line + 1}" if mark else where
@@ -257,7 +257,7 @@ def _plain(text: str, at: str, place: Place, collector: Collector) -> Any:
 def _dotted(place: Sequence[str | int]) -> str:
     out = ""
     for part in place:
-        out += f"[{part}]" if isinstance(part, int) else f".{part}" if out else str(part)
+        out += f"[{part}]" if isinstance(part, int) else f".{visible(part)}" if out else visible(part)
     return out
 
 
@@ -287,16 +287,20 @@ def _set(document: Document, path: list[str], value: Any, line: int | None, orig
     for depth, part in enumerate(path[:-1]):
         if isinstance(table.get(part), (str, list)) and _is_source(path[: depth + 1]):  # the short form `train: file.jsonl`
             table[part] = {"files": table[part]}
-        inner = table.setdefault(part, {})
-        if inner is None:
-            inner = table[part] = {}
-        if not isinstance(inner, dict):
+        if table.get(part) is None:
+            table[part] = {}
+            _came_from(document, path[: depth + 1], line, origin)
+        if not isinstance(table[part], dict):
             refuse(origin, ".".join(path), f"{'.'.join(path[: depth + 1])} is not a section", "a key inside a section", "check the path")
-        table = inner
+        table = table[part]
     table[path[-1]] = value
+    _came_from(document, path, line, origin)
+
+
+def _came_from(document: Document, path: list[str], line: int | None, origin: str) -> None:
+    """Note where the value at `path` was given; what the file said there, and inside it, counts no more."""
     place = tuple(path)
-    for known in [p for p in document.lines if p[: len(place)] == place]:  # what the file said there counts no more
-        del document.lines[known]
+    document.lines = {p: n for p, n in document.lines.items() if p[: len(place)] != place}
     if line is None:
         document.origins[place] = origin
     else:
@@ -337,6 +341,8 @@ def _problem(document: Document, entry: Mapping[str, Any]) -> Problem:
         return Problem(at, key, found, expected.replace("'", ""), suggestion(str(entry.get("input")), names))
     if kind == "value_error":
         return Problem(at, key, found, str(entry["ctx"]["error"]), _wanted(place) or "see `tuner show recipe`")
+    if kind in {"model_type", "dict_type"}:
+        return Problem(at, key, found, "a section: indented lines of key: value", _wanted(place) or "see `tuner show recipe`")
     message = str(entry["msg"]).removeprefix("Input should be ")
     return Problem(at, key, found, message, _wanted(place) or "see `tuner show recipe`")
 
@@ -426,12 +432,18 @@ def _section_lines(section: BaseModel, indent: str, comments: bool) -> Iterator[
 
 
 def _value_lines(key: str, value: Any, indent: str, comments: bool) -> Iterator[str]:
+    head = indent + (key if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", key) else json.dumps(key))
     if isinstance(value, BaseModel):
-        yield f"{indent}{key}:"
+        yield f"{head}:"
         yield from _section_lines(value, indent + "  ", comments)
     elif isinstance(value, dict) and value:
-        yield f"{indent}{json.dumps(key) if not re.fullmatch(r'[A-Za-z_][A-Za-z0-9_.-]*', key) else key}:"
+        yield f"{head}:"
         for inner_key, inner in value.items():
             yield from _value_lines(inner_key, inner, indent + "  ", comments)
     else:
-        yield f"{indent}{key}: {json.dumps(value, ensure_ascii=False)}"
+        yield f"{head}: {_flow(value)}"
+
+
+def _flow(value: Any) -> str:
+    """`value` as JSON that YAML reads as the same value: what YAML calls a line break or unprintable is escaped."""
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufffe\uffff]", lambda m: f"\\u{ord(m[0]):04x}", json.dumps(value, ensure_ascii=False))

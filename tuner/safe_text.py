@@ -27,7 +27,8 @@ def _shown(char: str) -> str:
     if char == "\t":
         return "\\t"
     if unicodedata.category(char) in _HIDDEN:
-        return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
+        code = ord(char)
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
     return char
 
 

@@ -16,6 +16,7 @@ import torch
 import tuner
 from tuner import pipeline
 from tuner.artifact.adapter import as_messages
+from tuner.artifact.manifest import write_manifest
 from tuner.errors import Refusal
 from tuner.fingerprint import digest_file
 from tuner.recipe import load_recipe
@@ -47,10 +48,9 @@ def copy(trained: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
 
 def reseal(folder: Path) -> None:
     """Rewrite the manifest's digests, as an attacker who can write the whole folder would."""
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    for name in manifest["files"]:
-        manifest["files"][name] = {"bytes": (folder / name).stat().st_size, "digest": digest_file(folder / name)}
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, {k: v for k, v in facts.items() if k not in {"files", "digest"}})
 
 
 def test_plain_peft_gives_the_same_logits_as_tuner(trained: tuple[Path, Path], tiny_base: Path) -> None:

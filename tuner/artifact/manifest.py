@@ -1,4 +1,4 @@
-"""The manifest: what a version is made of, with the digest of every file. A version without one is not a version.
+"""The manifest: what a version is made of, with the digest of every file and its own. A version without one is not a version.
 
 It refuses a folder whose files differ from their digests, and a schema newer than this program.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from tuner.durable import json_text
 from tuner.errors import Collector, refuse
-from tuner.fingerprint import digest_file
+from tuner.fingerprint import digest_file, digest_text
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -21,7 +21,13 @@ LATER = "evaluations"  # added beside a version after it was sealed
 def write_manifest(stage: Path, facts: dict[str, Any]) -> None:
     """Write manifest.json over everything now in `stage`. Must be the last file written there."""
     files = {p.relative_to(stage).as_posix(): {"bytes": p.stat().st_size, "digest": digest_file(p)} for p in sorted(stage.rglob("*")) if p.is_file()}
-    (stage / MANIFEST).write_text(json_text({"schema": SCHEMA, "status": "complete", **facts, "files": files}), encoding="utf-8")
+    whole = json.loads(json_text({"schema": SCHEMA, "status": "complete", **facts, "files": files}))  # as it will be read back
+    (stage / MANIFEST).write_text(json_text({**whole, "digest": _own_digest(whole)}), encoding="utf-8")
+
+
+def _own_digest(manifest: dict[str, Any]) -> str:
+    """Digest of the manifest without its own digest."""
+    return digest_text(json_text({k: v for k, v in manifest.items() if k != "digest"}))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -31,7 +37,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         refuse(folder, MANIFEST, "no manifest", "a version written by tuner", "name an adapter as NAME@VERSION; `tuner list` shows them")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         refuse(file, "", f"unreadable: {error}", "the manifest as it was written", "restore the folder from a copy")
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
         refuse(file, "schema", "no schema number", f"schema {SCHEMA}", "restore the folder from a copy")
@@ -40,11 +46,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def _is_as_written(manifest: dict[str, Any], data: bytes) -> bool:
+    try:
+        return bool(manifest.get("digest") == _own_digest(manifest) and json_text(manifest).encode("utf-8") == data)
+    except ValueError:  # NaN, or half of a surrogate pair: never written by us
+        return False
+
+
 def verify(folder: Path) -> dict[str, Any]:
     """Check every file against its digest, and that nothing was added. Returns the manifest; raises Refusal with all differences."""
     manifest = read_manifest(folder)
+    if not _is_as_written(manifest, (folder / MANIFEST).read_bytes()):
+        refuse(folder / MANIFEST, "digest", "a manifest that was changed after it was written", "the manifest as it was written",
+               "restore the version from a copy; do not serve it")  # fmt: skip
     collector = Collector()
-    listed: dict[str, Any] = manifest.get("files", {})
+    listed: dict[str, Any] = manifest["files"]
     for name, facts in listed.items():
         path = folder / name
         if not path.is_file():
@@ -53,7 +69,7 @@ def verify(folder: Path) -> dict[str, Any]:
             collector.add(path, "", "bytes that differ from the manifest", facts["digest"], "restore the version from a copy; do not serve it")
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in listed and name != MANIFEST and not name.startswith(f"{LATER}/"):
+        if (path.is_symlink() or not path.is_dir()) and name not in listed and name != MANIFEST and not name.startswith(f"{LATER}/"):
             collector.add(path, "", "a file that the manifest does not list", "the files as published", "remove it")
     collector.raise_if_any()
     return manifest

@@ -17,7 +17,8 @@ from tuner.durable import locked, seal, staging
 from tuner.errors import refuse
 from tuner.safe_text import quoted
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # the same as recipe.NAME; holds no slash, so it cannot leave the store
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def publish(store: Path, name: str, fill: Callable[[Path, int], None]) -> Versio
     """
     home = _home(store, name)
     with locked(home, name), staging(home) as stage:
-        number = max(_numbers(home), default=0) + 1
+        number = max((int(p.name) for p in home.iterdir() if _NUMBER.fullmatch(p.name)), default=0) + 1  # a number once given is never given again
         fill(stage, number)
         if not (stage / MANIFEST).is_file():
             raise RuntimeError("a version needs its manifest before it can be published")
@@ -68,7 +69,7 @@ def find(store: Path, wanted: str) -> Version:
         names = [n for n in _names(store) if _numbers(store / n)]
         refuse(store, wanted, f"no adapter {quoted(name)}", "one of: " + (", ".join(names) or "none yet"),
                suggestion(name, names) if names else "train one with `tuner run RECIPE`")  # fmt: skip
-    if at and (not number.isdigit() or int(number) not in numbers):
+    if at and (not _NUMBER.fullmatch(number) or int(number) not in numbers):
         refuse(store, wanted, f"no version {quoted(number)} of {name}", "one of: " + ", ".join(map(str, numbers)), f"use {name}@{numbers[-1]}")
     chosen = int(number) if at else numbers[-1]
     return Version(name, chosen, home / str(chosen))
@@ -88,7 +89,7 @@ def latest_evaluation(version: Version) -> Path | None:
 
 
 def _home(store: Path, name: str) -> Path:
-    if not _NAME.fullmatch(name) or ".." in name:
+    if not _NAME.fullmatch(name):
         refuse(store, "adapter name", quoted(name), "1 to 64 of a-z 0-9 . _ -, starting with a letter or digit", "use NAME or NAME@VERSION")
     return store / name
 
@@ -100,4 +101,4 @@ def _names(store: Path) -> list[str]:
 def _numbers(home: Path) -> list[int]:
     if not home.is_dir():
         return []
-    return sorted(int(p.name) for p in home.iterdir() if p.name.isdigit() and (p / MANIFEST).is_file())
+    return sorted(int(p.name) for p in home.iterdir() if _NUMBER.fullmatch(p.name) and (p / MANIFEST).is_file())

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,7 @@ from tuner.data.record import ROLES, SHAREGPT_ROLES, Message, Record, Role
 from tuner.data.spec import Columns, Shape, SourceSpec
 from tuner.errors import Collector, Problem, Refusal, refuse
 from tuner.fingerprint import digest_bytes, digest_json
-from tuner.safe_text import quoted
+from tuner.safe_text import quoted, visible
 
 Raw = tuple[int, Mapping[str, Any]]  # (line or row, the object as written)
 
@@ -72,7 +73,10 @@ def read_source(spec: SourceSpec, split: str, folder: Path, seed: int, max_recor
         records, accounts = part, [account]
     for name in spec.files:
         before = len(collector.problems)
-        part, account = _read_file(folder / Path(name).expanduser(), name, split, spec, (max_record_bytes, max_file_bytes), collector)
+        if any(account.file == name for account in accounts):
+            collector.add(name, "", "the same file twice in one source", "each file once", "name it once")
+            continue
+        part, account = _read_file(folder / os.path.expanduser(name), name, split, spec, (max_record_bytes, max_file_bytes), collector)
         accounts.append(account)
         records.extend(part)
         if account.read == 0 and len(collector.problems) == before:
@@ -118,8 +122,8 @@ def _open(reader: _Reader) -> tuple[str, bytes]:
         near = nearest(reader.path.name, (p.name for p in reader.path.parent.iterdir())) if reader.path.parent.is_dir() else None
         refuse(reader.shown, "", f"no such file (looked in {reader.path.parent.name or '.'}/)", "an existing file",
                f"did you mean {near}?" if near else "paths in a recipe start at the recipe's folder")  # fmt: skip
-    except OSError as error:
-        refuse(reader.shown, "", error.strerror or type(error).__name__, "a readable file", "check the path and its permissions")
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        refuse(reader.shown, "", getattr(error, "strerror", None) or str(error), "a readable file", "check the path and its permissions")
     if not data:
         refuse(reader.shown, "", "0 bytes", "at least one record", "remove the file from the recipe, or fill it")
     return kind, data
@@ -200,8 +204,9 @@ def _jsonl(reader: _Reader, data: bytes) -> Iterator[Raw | None]:
         line = line.removesuffix("\r")
         if not line.strip():
             continue
-        if len(line) > reader.max_record_bytes:
-            reader.problem(number, "", f"a record of {len(line)} characters", f"at most {reader.max_record_bytes}",
+        size = len(line) if line.isascii() else len(line.encode("utf-8"))
+        if size > reader.max_record_bytes:
+            reader.problem(number, "", f"a record of {size} bytes", f"at most {reader.max_record_bytes}",
                            "shorten it, or raise data.max_record_bytes")  # fmt: skip
             yield None
             continue
@@ -241,22 +246,35 @@ def _json_array(reader: _Reader, data: bytes) -> Iterator[Raw | None]:
         hint = "rename it to .jsonl: it holds one object a line" if text[position : position + 1] == "{" else "wrap the records in [ ]"
         refuse(f"{reader.shown}:1", "", quoted(text[position : position + 20]), "a JSON array of objects", hint)
     position = _skip(text, position + 1)
-    while text[position : position + 1] != "]":
+    more = text[position : position + 1] != "]"
+    while more:
         line += text.count("\n", last, position)
         last = position
+        row, end = _item(reader, text, position, line)
+        yield row
+        position = _skip(text, end)
+        more = text[position : position + 1] == ","
+        if not more and text[position : position + 1] != "]":
+            refuse(f"{reader.shown}:{line}", "", "no comma or ] after a record", "a JSON array of objects", "mend the file from that line on")
+        position = _skip(text, position + more)
+    position = _skip(text, position + 1)
+    if position < len(text):
+        refuse(f"{reader.shown}:{text.count(chr(10), 0, position) + 1}", "", f"more after the end of the array: {quoted(text[position:], 40)}",
+               "one JSON array", "delete what follows the last ], or put one record a line in a .jsonl file")  # fmt: skip
+
+
+def _item(reader: _Reader, text: str, position: int, line: int) -> tuple[Raw | None, int]:
+    """The array's record at `position`, and where it ends. Raises Refusal where the array breaks off: nothing after that can be read."""
+    try:
         try:
             value, end = _DECODER.raw_decode(text, position)
-        except _BadJson as bad:
-            refuse(f"{reader.shown}:{line}", "", *bad.args)
-        except (json.JSONDecodeError, RecursionError) as error:
-            refuse(f"{reader.shown}:{line}", "", f"broken JSON: {getattr(error, 'msg', 'nesting too deep').lower()}", "a JSON array of objects",
-                   "mend the file from that line on")  # fmt: skip
-        yield _as_object(reader, line, value)
-        position = _skip(text, end)
-        if text[position : position + 1] == ",":
-            position = _skip(text, position + 1)
-        elif text[position : position + 1] != "]":
-            refuse(f"{reader.shown}:{line}", "", "no comma or ] after a record", "a JSON array of objects", "mend the file from that line on")
+            return _as_object(reader, line, value), end
+        except _BadJson as bad:  # Python's own JSON reads it, so the records behind it can be looked at too
+            reader.problem(line, "", *bad.args)
+            return None, json.JSONDecoder(parse_int=str).raw_decode(text, position)[1]
+    except (json.JSONDecodeError, RecursionError) as error:
+        refuse(f"{reader.shown}:{line}", "", f"broken JSON: {getattr(error, 'msg', 'nesting too deep').lower()}", "a JSON array of objects",
+               "mend the file from that line on")  # fmt: skip
 
 
 def _skip(text: str, position: int) -> int:
@@ -282,10 +300,10 @@ def _csv(reader: _Reader, data: bytes, delimiter: str = ",") -> Iterator[Raw | N
         except csv.Error as error:
             refuse(f"{reader.shown}:{start}", "", f"a broken row: {error}", "well-formed CSV", "close the quote, or mend the row")
         line, start = start, rows.line_num + 1
-        if not any(cell.strip() for cell in row):
+        if len(row) < 2 and not "".join(row).strip():
             continue
         if header is None:
-            header = _header(reader, row)
+            header = _header(reader, row, line)
         elif len(row) != len(header):
             reader.problem(line, "", f"{len(row)} cells", f"{len(header)}, as in the header: {', '.join(header)}", "quote cells that hold the delimiter")
             yield None
@@ -293,10 +311,10 @@ def _csv(reader: _Reader, data: bytes, delimiter: str = ",") -> Iterator[Raw | N
             yield line, dict(zip(header, row, strict=True))
 
 
-def _header(reader: _Reader, row: list[str]) -> list[str]:
+def _header(reader: _Reader, row: list[str], line: int) -> list[str]:
     names = [cell.strip() for cell in row]
     if len(set(names)) != len(names) or not all(names):
-        refuse(f"{reader.shown}:1", "", f"column names {quoted(names)}", "names that are present and differ", "name every column once")
+        refuse(f"{reader.shown}:{line}", "", f"column names {quoted(names)}", "names that are present and differ", "name every column once")
     return names
 
 
@@ -381,26 +399,30 @@ def _from_rows(
 
 def _shape(table: Mapping[str, Any], columns: Columns | None) -> Shape | None:
     if columns is not None:
-        named = [columns.messages] if columns.messages else [columns.prompt, columns.completion]
-        return ("messages" if columns.messages else "prompt_completion") if all(n in table for n in named) else None
+        return ("messages" if columns.messages else "prompt_completion") if all(n in table for n in _named(columns)) else None
     for shape, keys in SHAPE_KEYS.items():
         if all(key in table for key in keys):
             return shape
     return None
 
 
+def _named(columns: Columns) -> list[str]:
+    return [c for c in (columns.messages, columns.system, columns.prompt, columns.completion) if c]
+
+
 def _unknown_shape(at: str, table: Mapping[str, Any], columns: Columns | None, collector: Collector) -> None:
-    keys = [str(k) for k in table]
+    keys = [visible(k) for k in table]
     if columns is not None:
-        wanted = [c for c in (columns.messages, columns.prompt, columns.completion) if c]
+        wanted = _named(columns)
         missing = next(c for c in wanted if c not in table)
         collector.add(at, missing, f"no such column among {', '.join(keys)}", f"columns {', '.join(wanted)}", suggestion(missing, keys))
         return
     accepted = "; ".join(f"{shape}: {' + '.join(names)}" for shape, names in SHAPE_KEYS.items())
+    strange = [k for k in keys if not any(k in names for names in SHAPE_KEYS.values())]
     for names in SHAPE_KEYS.values():
         for name in names:
-            slip = nearest(name, keys)
-            if slip and slip != name:
+            slip = nearest(name, strange)
+            if slip:
                 collector.add(at, slip, f"keys {', '.join(keys)}", accepted, f"rename {slip} to {name}")
                 return
     present = [n for names in SHAPE_KEYS.values() for n in names if n in table]
@@ -421,20 +443,22 @@ def _record(table: Mapping[str, Any], shape: Shape, columns: Columns | None, sho
 def _raw_messages(table: Mapping[str, Any], shape: Shape, columns: Columns | None) -> tuple[set[str], list[tuple[str, Any]]]:
     """The columns used, and (path, message object) for every message, whatever the shape."""
     if shape == "messages":
-        name = columns.messages if columns and columns.messages else "messages"
-        return {name}, _listed(table[name], name)
+        name, system = (columns.messages or "", columns.system or "") if columns else ("messages", "")
+        return {name, system}, _system(table.get(system) if system else None, system) + _listed(table[name], name)
     if shape == "sharegpt":
         return {"conversations", "system"}, _system(table.get("system"), "system") + _listed(table["conversations"], "conversations", SHAREGPT_ROLES)
     if shape == "alpaca":
         asked, given = table["instruction"], table.get("input")
-        text = f"{asked}\n\n{given}" if isinstance(asked, str) and isinstance(given, str) and given else asked
+        given_is_text = given is None or isinstance(given, str)
+        text = f"{asked}\n\n{given}" if isinstance(asked, str) and given_is_text and given else asked
         pair = [("instruction", {"role": "user", "content": text}), ("output", {"role": "assistant", "content": table["output"]})]
+        if not given_is_text:
+            pair.insert(1, ("input", {"role": "user", "content": given}))  # refused by its type
         return {"instruction", "input", "output", "system"}, _system(table.get("system"), "system") + pair
-    prompt = columns.prompt if columns and columns.prompt else "prompt"
-    completion = columns.completion if columns and columns.completion else "completion"
-    system = columns.system if columns and columns.system else "system"
+    names = (columns.prompt, columns.completion, columns.system) if columns else ("prompt", "completion", "system")
+    prompt, completion, system = (name or "" for name in names)
     body = _turn(table[prompt], prompt, "user") + _turn(table[completion], completion, "assistant")
-    return {prompt, completion, system}, _system(table.get(system), system) + body
+    return {prompt, completion, system}, _system(table.get(system) if system else None, system) + body
 
 
 def _system(value: Any, path: str) -> list[tuple[str, Any]]:
@@ -455,7 +479,7 @@ def _listed(value: Any, path: str, roles: Mapping[str, str] | None = None) -> li
 
 
 def _renamed(item: Any, roles: Mapping[str, str]) -> Any:
-    if isinstance(item, dict) and {"from", "value"} <= set(item):
+    if isinstance(item, dict) and {"from", "value"} <= set(item) and not {"role", "content"} & set(item):
         rest = {k: v for k, v in item.items() if k not in {"from", "value"}}
         return {"role": roles.get(item["from"], item["from"]) if isinstance(item["from"], str) else item["from"], "content": item["value"], **rest}
     return item

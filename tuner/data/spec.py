@@ -22,8 +22,8 @@ class Columns(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Columns:
-        chat, pair = self.messages is not None, self.prompt is not None and self.completion is not None
-        if chat == pair:
+        chat, half, pair = self.messages is not None, self.prompt is not None or self.completion is not None, None not in (self.prompt, self.completion)
+        if chat == pair or (chat and half):
             raise ValueError("name either `messages`, or both `prompt` and `completion`")
         return self
 

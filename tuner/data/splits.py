@@ -89,7 +89,7 @@ def cut_records(records: list[Record], cut: CutSpec, seed: int) -> dict[str, lis
         strata[members[0].completion if cut.stratify else ""][group] = members
     home: dict[tuple[str, int], str] = {}
     for groups in strata.values():
-        ranked = sorted(groups, key=lambda g: hashlib.sha256(f"{seed}\x1f{g}".encode()).digest())
+        ranked = sorted(groups, key=lambda g: hashlib.sha256(f"{seed}\x1f{g}".encode("utf-8", "surrogatepass")).digest())
         held_out = _share(cut.held_out, len(ranked))
         validation = _share(cut.validation, len(ranked))
         for index, group in enumerate(ranked):

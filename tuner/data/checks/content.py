@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator
 
 from tuner.data.findings import Check, Context, Finding
@@ -15,10 +16,15 @@ def _every(context: Context) -> Iterator[Record]:
         yield from records
 
 
+def _blank(text: str) -> bool:
+    """No visible character: white space, control and zero-width characters alone."""
+    return all(unicodedata.category(c) in {"Cc", "Cf", "Zs", "Zl", "Zp"} for c in text)
+
+
 def empty_completion(context: Context) -> Iterator[Finding]:
     """A completion without a visible character teaches the model to say nothing."""
     for record in _every(context):
-        if not record.completion.strip():
+        if _blank(record.completion):
             yield context.found(record, "EMPTY", "completion", quoted(record.completion), "text with at least one visible character",
                                 f"delete line {record.line}, or set data.checks.empty_completion: drop")  # fmt: skip
 
@@ -27,7 +33,7 @@ def empty_prompt(context: Context) -> Iterator[Finding]:
     """A user turn without a visible character."""
     for record in _every(context):
         for index, message in enumerate(record.prompt):
-            if message.role == "user" and not message.content.strip():
+            if message.role == "user" and _blank(message.content):
                 yield context.found(record, "EMPTY", f"messages[{index}]", quoted(message.content), "text with at least one visible character",
                                     f"delete line {record.line}, or set data.checks.empty_prompt: drop")  # fmt: skip
 
@@ -39,7 +45,7 @@ def json_completion(context: Context) -> Iterator[Finding]:
     for record in _every(context):
         try:
             value = json.loads(record.completion)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # ValueError: broken JSON, or a number of more than 4,300 digits
             value = None
         if not isinstance(value, dict):
             yield context.found(record, "NOT_JSON", "completion", quoted(record.completion), "one JSON object", f"mend or delete line {record.line}")

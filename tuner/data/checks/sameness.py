@@ -43,16 +43,16 @@ def contradictions(context: Context) -> Iterator[Finding]:
 
 
 def overlap(context: Context) -> Iterator[Finding]:
-    """A prompt of train in any other split, or of validation or held_out in one read after it. The finding is on the train side."""
+    """A prompt of train in any other split, or of validation or held_out in one read after it. Every record on the train side is a finding."""
     splits = context.splits
     for index, split in enumerate(list(splits.records)):
         if split.startswith(OOD):
             continue
-        mine = _by_prompt(splits[split])
         for other in list(splits.records)[index + 1 :]:
-            for record in splits[other]:
-                for here in mine.get(record.prompt_key, [])[:1]:
-                    yield context.found(here, "OVERLAP", "prompt", f"the same prompt in {split} ({here.where}) and {other} ({record.where})",
+            theirs = _by_prompt(splits[other])
+            for here in splits[split]:
+                for there in theirs.get(here.prompt_key, [])[:1]:
+                    yield context.found(here, "OVERLAP", "prompt", f"the same prompt in {split} ({here.where}) and {other} ({there.where})",
                                         "each prompt in one split", f"delete {here.where}, or set data.checks.overlap: drop")  # fmt: skip
 
 

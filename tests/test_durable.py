@@ -1,0 +1,224 @@
+"""Bytes that survive a crash: the old state or the new one, nothing between, and nothing left lying about for long."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tuner.durable import STAGE_PREFIX, ensure_folder, json_text, locked, seal, staging, write_bytes, write_json, write_text
+from tuner.errors import Refusal
+
+
+@contextmanager
+def process(code: str, *words: object) -> Iterator[subprocess.Popen[str]]:
+    """A Python process of its own, which has printed one line; killed at the end."""
+    command = [sys.executable, "-c", f"import sys, time\nfrom pathlib import Path\nfrom tuner.durable import *\n{code}", *map(str, words)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        yield child
+    finally:
+        child.kill()
+        child.wait(timeout=30)
+        if child.stdout is not None:
+            child.stdout.close()
+
+
+def dead_pid() -> int:
+    """The id of a process that has ended and was waited for."""
+    done = subprocess.Popen(["true"])
+    done.wait(timeout=30)
+    return done.pid
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+# --- single files --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_an_interrupted_write_leaves_the_old_content_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: BaseException) -> None:
+    file = tmp_path / "a.json"
+    write_bytes(file, b"old")
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(os, call, fails)
+    with pytest.raises(type(error)):
+        write_bytes(file, b"new")
+    monkeypatch.undo()
+    assert file.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    write_bytes(file, b"new")
+    assert file.read_bytes() == b"new" and [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_reader_sees_the_old_bytes_or_the_new_and_never_a_part(tmp_path: Path) -> None:
+    file = tmp_path / "a.bin"
+    size, stop, seen = 200_000, threading.Event(), set()
+    write_bytes(file, b"0" * size)
+
+    def watch() -> None:
+        while not stop.is_set():
+            data = file.read_bytes()
+            seen.add((len(data), len(set(data))))
+
+    reader = threading.Thread(target=watch)
+    reader.start()
+    for number in range(60):
+        write_bytes(file, str(number % 10).encode() * size)
+    stop.set()
+    reader.join()
+    assert seen == {(size, 1)}
+
+
+def test_files_are_readable_as_the_umask_allows(tmp_path: Path) -> None:
+    for mask in (0o022, 0o027, 0o077, 0o002):
+        with umask(mask):
+            write_text(tmp_path / f"{mask:o}", "é\n")
+        assert stat.S_IMODE((tmp_path / f"{mask:o}").stat().st_mode) == 0o666 & ~mask
+    assert (tmp_path / "22").read_bytes() == "é\n".encode()
+
+
+def test_json_is_sorted_utf_8_and_holds_no_nan(tmp_path: Path) -> None:
+    assert json_text({"b": 1, "a": "é"}) == '{\n  "a": "é",\n  "b": 1\n}\n'
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="JSON compliant"):
+            write_json(tmp_path / "a.json", {"a": number})
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- staging -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_staging_folder_is_private_and_removed_on_every_way_out(tmp_path: Path, error: type[BaseException]) -> None:
+    with staging(tmp_path / "home") as stage:
+        assert stat.S_IMODE(stage.stat().st_mode) == 0o700 and stage.parent == tmp_path / "home"
+    with pytest.raises(error), staging(tmp_path / "home") as stage:
+        (stage / "deep" / "er").mkdir(parents=True)
+        (stage / "deep" / "er" / "file").write_bytes(b"x")
+        raise error
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_staging_sweeps_what_dead_processes_left_and_nothing_else(tmp_path: Path) -> None:
+    host, gone, parent = socket.gethostname(), dead_pid(), os.getppid()
+    (tmp_path / "elsewhere").mkdir()
+    home = tmp_path / "home"
+    swept = [f"{STAGE_PREFIX}{host}-{gone}-0123abcd", f"{STAGE_PREFIX}{host}-{gone}-ffffffff"]
+    kept = [
+        f"{STAGE_PREFIX}{host}-{parent}-0123abcd",  # its process lives
+        f"{STAGE_PREFIX}{host}-1-0123abcd",
+        f"{STAGE_PREFIX}other-host-{gone}-0123abcd",  # who knows
+        f"{STAGE_PREFIX}{host}-{gone}-7-0123abcd",  # of a host called like ours with a number behind
+        f"{STAGE_PREFIX}{host}-{gone}",
+        f"{STAGE_PREFIX}{host}-x-0123abcd",
+        "1",
+    ]
+    for name in swept + kept:
+        (home / name / "inner").mkdir(parents=True)
+        (home / name / "inner" / "file").write_bytes(b"x")
+    (home / f"{STAGE_PREFIX}{host}-{gone}-11111111").symlink_to(tmp_path / "elsewhere")
+    with staging(home) as stage:
+        assert {p.name for p in home.iterdir()} == {*kept, stage.name, f"{STAGE_PREFIX}{host}-{gone}-11111111"}
+    assert (tmp_path / "elsewhere").is_dir() and len(swept) == 2 and len(kept) == 7
+    assert all((home / name / "inner" / "file").is_file() for name in kept)
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_staging(tmp_path: Path) -> None:
+    code = "with staging(Path(sys.argv[1])) as stage:\n    (stage / 'half').write_bytes(b'x')\n    print('ready', flush=True)\n    time.sleep(60)"
+    with process(code, tmp_path) as child:
+        with staging(tmp_path):
+            assert len(list(tmp_path.glob(f"{STAGE_PREFIX}*/half"))) == 1  # it still lives, so it is left alone
+        child.send_signal(signal.SIGKILL)
+        child.wait(timeout=30)
+    assert len(list(tmp_path.iterdir())) == 1
+    with staging(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- sealing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002])
+def test_sealed_files_are_readable_by_another_user_as_the_umask_allows(tmp_path: Path, mask: int) -> None:
+    with umask(0o077), staging(tmp_path) as stage:
+        (stage / "sub").mkdir()
+        for name in ("a", "sub/b"):
+            (stage / name).write_bytes(b"x")
+            (stage / name).chmod(0o600)
+        with umask(mask):
+            seal(stage, tmp_path / "1")
+    found = {p.relative_to(tmp_path).as_posix(): stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*")}
+    assert found == {"1": 0o777 & ~mask, "1/sub": 0o777 & ~mask, "1/a": 0o666 & ~mask, "1/sub/b": 0o666 & ~mask}
+
+
+@pytest.mark.parametrize("filled", [True, False])
+def test_sealing_never_overwrites(tmp_path: Path, filled: bool) -> None:
+    (tmp_path / "1").mkdir()
+    if filled:
+        (tmp_path / "1" / "a").write_bytes(b"old")
+    with pytest.raises(FileExistsError), staging(tmp_path) as stage:
+        (stage / "a").write_bytes(b"new")
+        seal(stage, tmp_path / "1")
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
+    assert {p.name: p.read_bytes() for p in (tmp_path / "1").iterdir()} == ({"a": b"old"} if filled else {})
+
+
+# --- locks ---------------------------------------------------------------------------------------------------------
+
+HOLD = "with locked(Path(sys.argv[1]), 'x'):\n    print('ready', flush=True)\n    time.sleep(60)"
+
+
+def test_a_lock_of_a_living_process_is_refused_with_its_pid_and_one_of_a_dead_process_is_free(tmp_path: Path) -> None:
+    with process(HOLD, tmp_path) as child:
+        began = time.monotonic()
+        with pytest.raises(Refusal) as caught, locked(tmp_path, "colours", wait_seconds=0.3):
+            raise AssertionError("two holders")
+        assert 0.3 <= time.monotonic() - began < 10
+        (problem,) = caught.value.problems
+        assert problem.where == str(tmp_path / ".lock") and problem.field == "colours"
+        assert problem.found == f"held by pid {child.pid} on {socket.gethostname()}"
+        child.send_signal(signal.SIGKILL)
+        child.wait(timeout=30)
+        with locked(tmp_path, "colours", wait_seconds=0.3):
+            assert (tmp_path / ".lock").read_text(encoding="utf-8") == f"pid {os.getpid()} on {socket.gethostname()}"
+
+
+def test_a_lock_is_free_again_after_any_way_out(tmp_path: Path) -> None:
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), locked(tmp_path, "x"):
+            raise error
+    with locked(tmp_path, "x", wait_seconds=0), pytest.raises(Refusal, match=f"pid {os.getpid()}"), locked(tmp_path, "x", wait_seconds=0):
+        pass
+
+
+def test_a_place_that_cannot_be_written_is_refused_and_not_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(Refusal, match="cannot be made"):
+            ensure_folder(place)
+    (tmp_path / "home" / ".lock").mkdir(parents=True)
+    with pytest.raises(Refusal, match="cannot be opened"), locked(tmp_path / "home", "x"):
+        pass
