@@ -186,6 +186,32 @@ def test_sealing_never_overwrites(tmp_path: Path, filled: bool) -> None:
     assert {p.name: p.read_bytes() for p in (tmp_path / "1").iterdir()} == ({"a": b"old"} if filled else {})
 
 
+def test_everything_is_flushed_before_the_rename_and_its_folder_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    real_sync = os.fsync
+
+    def noted_sync(handle: int) -> None:
+        calls.append("flush " + Path(os.readlink(f"/proc/self/fd/{handle}")).name.split(".json.")[0].lstrip("."))
+        real_sync(handle)
+
+    for name in ("rename", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda a, b, real=real: (calls.append(f"rename to {Path(b).name}"), real(a, b)))
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    home = tmp_path / "home"
+    home.mkdir()
+    write_bytes(home / "a.json", b"x")
+    assert calls == ["flush a", "rename to a.json", "flush home"]
+    calls.clear()
+    with staging(home) as stage:
+        (stage / "sub").mkdir()
+        (stage / "sub" / "b").write_bytes(b"x")
+        (stage / "c").write_bytes(b"x")
+        seal(stage, home / "1")
+    assert sorted(calls[:-2]) == sorted(["flush sub", "flush b", "flush c", f"flush {stage.name.lstrip('.')}"])
+    assert calls[-2:] == ["rename to 1", "flush home"]
+
+
 # --- locks ---------------------------------------------------------------------------------------------------------
 
 HOLD = "with locked(Path(sys.argv[1]), 'x'):\n    print('ready', flush=True)\n    time.sleep(60)"

@@ -320,6 +320,14 @@ def test_problems_inside_sources_and_named_suites_have_their_lines(tmp_path: Pat
     assert "either `files` or `hub`" in said["13 data.ood.odd"] and said["14 data.checks.overlap"].endswith("| write drop")
 
 
+def test_help_inside_a_named_suite_is_that_of_its_own_keys(tmp_path: Path) -> None:
+    text = "name: a\nbase: {model: m}\ndata:\n  train: a\n  ood:\n    far:\n      files: b\n      colums: {}\n      take: 0\n      columns: {promt: x}\n"
+    said = refused(tmp_path, text)
+    assert said.keys() == {"8 data.ood.far.colums", "9 data.ood.far.take", "10 data.ood.far.columns.promt"}
+    assert said["8 data.ood.far.colums"].endswith("| write columns") and said["10 data.ood.far.columns.promt"].endswith("| write prompt")
+    assert "use only this many records" in said["9 data.ood.far.take"]
+
+
 def test_missing_keys_are_named(tmp_path: Path) -> None:
     said = refused(tmp_path, "seed: 1\n")
     assert {key.split()[-1] for key in said} == {"name", "base", "data"}

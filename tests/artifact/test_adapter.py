@@ -198,3 +198,9 @@ def test_the_same_recipe_and_seed_give_the_same_adapter_bytes(trained: tuple[Pat
     assert digests[0] == digests[1]
     other: Any = pipeline.run(load_recipe(tmp_path / "recipe.yaml", ["seed=7"]), tmp_path / "store", grade_after=False)
     assert digest_file(other.version.folder / "adapter_model.safetensors") != digests[0]
+
+
+def test_a_question_that_leaves_no_room_for_an_answer_is_refused(trained: tuple[Path, Path], tiny_base: Path) -> None:
+    adapter = tuner.load_adapter("colours@1", trained[0], base=tiny_base)
+    with pytest.raises(Refusal, match="at most 1024"):
+        adapter.answer("word " * 1020, 64)

@@ -101,14 +101,14 @@ def test_the_cut_is_the_stated_rule(stratify: bool) -> None:
 
 
 def test_stratified_shares_hold_within_every_label() -> None:
-    sizes = {"red": 100, "green": 40, "blue": 11, "rare": 3, "single": 1}
+    sizes = {"red": 100, "green": 40, "blue": 11, "rare": 3, "pair": 2, "single": 1}
     records = [record(f"{label} {i}", label) for label, size in sizes.items() for i in range(size)]
     records = [record(r.messages[0].content, r.completion, line) for line, r in enumerate(records, 1)]
     parts = cut_records(records, CutSpec(validation=0.1, held_out=0.2, stratify=True), 3)
     counts = {split: Counter(r.completion for r in rows) for split, rows in parts.items()}
     assert counts["held_out"] == {"red": 20, "green": 8, "blue": 2, "rare": 1}
     assert counts["validation"] == {"red": 10, "green": 4, "blue": 1, "rare": 1}
-    assert counts["train"] == {"red": 70, "green": 28, "blue": 8, "rare": 1, "single": 1}
+    assert counts["train"] == {"red": 70, "green": 28, "blue": 8, "rare": 1, "pair": 2, "single": 1}
 
 
 def test_the_cut_depends_on_seed_and_content_and_not_on_the_order_of_the_file() -> None:

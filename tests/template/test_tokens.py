@@ -164,3 +164,20 @@ def test_preview_shows_every_token_once_with_its_loss(encoder: Encoder) -> None:
     assert [t.loss for t in shown] == [label != IGNORED for label in row.labels]
     assert sum(t.special for t in shown) == len([t for t in row.input_ids if t in encoder.control_ids])
     assert "".join(t.text for t in shown if t.loss) == "pin_change<|im_end|>"
+
+
+def test_a_template_with_generation_marks_renders_as_transformers_does(smollm2: Any, theirs: Any, tmp_path: Any) -> None:
+    source = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
+        "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
+        "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}"
+        "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    (tmp_path / "tokenizer.json").write_bytes((smollm2.folder / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_bytes((smollm2.folder / "tokenizer_config.json").read_bytes())
+    (tmp_path / "chat_template.jinja").write_text(source, encoding="utf-8")
+    record = chat("one?", "two.")
+    row = open_encoder(tmp_path, TemplateSpec(), "marked").row(record)
+    whole = theirs.apply_chat_template([m.as_dict() for m in record.messages], chat_template=source, return_dict=False)
+    assert whole[: len(row.input_ids)] == row.input_ids
+    assert theirs.decode([label for label in row.labels if label != IGNORED]) == "two.<|im_end|>"

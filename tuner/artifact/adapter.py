@@ -46,6 +46,7 @@ class Adapter:
     def answer_many(self, questions: Sequence[Question], max_new_tokens: int = 256, done: Done | None = None) -> list[str]:
         """Greedy answers in the order of the questions; asked in batches of similar length."""
         prompts = [self.prompt_ids(q) for q in questions]
+        self._refuse_too_long(prompts, max_new_tokens)
         with self._adapter_state():
             ids = self.decoder.greedy(prompts, max_new_tokens, done)
         return [self.encoder.decode(i) for i in ids]
@@ -54,6 +55,7 @@ class Adapter:
         """Log-probability (n, k) of each label, its stop token included, as the whole answer to each question (nats)."""
         prompts = [self.prompt_ids(q) for q in questions]
         candidates = [self.encoder.completion_ids(as_messages(questions[0]), label) for label in labels]
+        self._refuse_too_long(prompts, max(len(c) for c in candidates))
         with self._adapter_state():
             return self.decoder.likelihoods(prompts, candidates, done)
 
@@ -76,6 +78,14 @@ class Adapter:
             yield self
         finally:
             self._is_base = False
+
+    def _refuse_too_long(self, prompts: Sequence[list[int]], room: int) -> None:
+        """A prompt that leaves no room for its answer in the base's context is refused, never cut."""
+        limit = getattr(self.decoder.model.config, "max_position_embeddings", None)
+        longest = max((len(p) for p in prompts), default=0)
+        if limit is not None and longest + room > limit:
+            refuse(self.version.label, "prompt", f"{longest} tokens, and {room} for the answer", f"at most {limit}, the base's context",
+                   "ask shorter questions, or lower evaluate.few_shot or the answer's length")  # fmt: skip
 
     def _adapter_state(self) -> contextlib.AbstractContextManager[Any]:
         return self.decoder.model.disable_adapter() if self._is_base else contextlib.nullcontext()
@@ -153,8 +163,8 @@ def _check_weights(version: Version, model: Any) -> None:
 
 def _base_of(manifest: dict[str, Any], given: str | Path | None) -> Base:
     facts = manifest["base"]
-    if given is None and facts["origin"] == "local folder":
-        refuse(f"{manifest['name']}@{manifest['version']}", "base", f"trained on the local folder {quoted(facts['name'])}, whose place is not stored",
-               "that folder", "give base=FOLDER (on the command line --base FOLDER)")  # fmt: skip
+    if given is None and facts["origin"].startswith(("local folder", "GGUF file")):
+        refuse(f"{manifest['name']}@{manifest['version']}", "base", f"trained on a {facts['origin']}, {quoted(facts['name'])}, whose place is not stored",
+               "that folder or file", "give base=FOLDER (on the command line --base FOLDER)")  # fmt: skip
     spec = BaseSpec.model_validate(json.loads(json.dumps(facts["spec"])) | ({"model": str(given)} if given is not None else {}))
     return resolve_base(spec, Path.cwd(), "base")
