@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from tuner.catalog import choose, nearest, suggestion
-from tuner.errors import SHOWN_PROBLEMS, Collector, Problem, Refusal, refuse
+from tuner.errors import SHOWN_PROBLEMS, Collector, Exit, Problem, Refusal, refuse
 from tuner.safe_text import quoted, visible
 
 
@@ -141,3 +141,7 @@ def test_a_limit_cuts_and_marks_the_cut() -> None:
     assert visible("abcdef", 5) == "abcd…"
     assert visible("\x00" * 100, 3) == "\\x00\\x00…"
     assert quoted("it's") == "'it's'" and quoted("x" * 200) == f"'{'x' * 79}…'"
+
+
+def test_exit_codes_are_the_documented_ones() -> None:
+    assert {e.name: int(e) for e in Exit} == {"GOOD": 0, "BUG": 1, "REFUSED": 2, "NOT_BETTER": 3, "INTERRUPTED": 130, "TERMINATED": 143}
