@@ -502,8 +502,8 @@ def _signals() -> Iterator[None]:
 
 def main() -> None:
     """Run the command line and exit with a documented code."""
-    # Waiting threads sleep: with another busy process on the machine, OpenMP's spinning made training 3.5x slower (LOG.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Waiting threads spin briefly, then sleep: beside another busy process libgomp's long spinning made training 3x slower (LOG.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         with _signals():
             code = app(standalone_mode=False)
