@@ -146,3 +146,28 @@ def test_light_commands_of_the_readme_run(smollm2: object) -> None:
     for line in (f"check {recipe}", f"preview {recipe}", f"show recipe {recipe}", "schema", "version", "list"):
         process = tuner(*shlex.split(line), cwd=ROOT)
         assert process.returncode == 0, process.stderr
+
+
+def test_a_broken_version_hides_no_other_and_says_why(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    recipe_file()
+    broken = tmp_path / "adapters" / "older" / "1"
+    broken.mkdir(parents=True)
+    (broken / "manifest.json").write_text('{"schema": 1}', encoding="utf-8")
+    listed = tuner("list", cwd=tmp_path)
+    assert listed.returncode == 0 and "older@1" in listed.stdout and "broken" in listed.stdout
+    shown = tuner("show", "older", cwd=tmp_path)
+    assert shown.returncode == 2 and FORM.search(shown.stderr)
+
+
+def test_problems_of_base_data_and_choices_come_together(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    recipe_file()
+    wrong = ["base.model=smolm2", "data.train=nowhere.jsonl", "data.checks={duplicates: drop}", "evaluate.primary=acuracy"]
+    process = tuner("run", "recipe.yaml", *wrong, cwd=tmp_path)
+    assert process.returncode == 2 and len(FORM.findall(process.stderr)) == 4
+
+
+def test_output_that_cannot_be_written_is_refused_before_the_work(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    recipe_file()
+    for words in (["check", "recipe.yaml", "--findings", "no/such/x.json"], ["answer", "x", "hi", "--output", "no/such/x.jsonl"]):
+        process = tuner(*words, cwd=tmp_path)
+        assert process.returncode == 2 and "cannot be written" in process.stderr and "Traceback" not in process.stderr

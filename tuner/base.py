@@ -247,7 +247,6 @@ ROUND_TRIP = (
     "two  spaces,\ttab\nand newline",
     "0123456789 3.14159 2026-11-20",
     "def f(x): return {'a': [x, -1]}  # code",
-    "naïve café, Zürich, 東京, Ελλάδα, 🙂",
 )
 PLAIN_TEXT = (
     "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness.",
@@ -262,14 +261,12 @@ def guard_tokenizer(tokenizer: Tokenizer, where: object) -> None:
     """Refuse a tokenizer that does not give back ASCII text it was given, or turns letters into unknown tokens.
 
     Raises Refusal. A broken tokenizer trains happily and means nothing (measured: loss 5.2 to 0.45 on nonsense). Letters that a
-    vocabulary lacks are no fault, so only the ASCII strings must come back whole, white space and case aside.
+    vocabulary lacks are no fault, so the strings are ASCII; they must come back whole, white space at the ends aside.
     """
     for text in ROUND_TRIP:
-        if not text.isascii():
-            continue
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         back = tokenizer.decode(ids, skip_special_tokens=False)
-        if "".join(back.casefold().split()) != "".join(text.casefold().split()):
+        if back.strip() != text.strip():
             refuse(where, "tokenizer", f"{quoted(text)} comes back as {quoted(back)}", "a tokenizer that round-trips plain text",
                    "use the tokenizer files that belong to this model")  # fmt: skip
 

@@ -98,6 +98,7 @@ def check(
     from tuner import pipeline
     from tuner.durable import json_text, write_text
 
+    _refuse_unwritable(findings, "--findings")
     prepared = pipeline.prepare(_recipe(recipe, overrides, profile))
     report = {"files": prepared.accounts, "findings": [f.as_dict() for f in prepared.checked.findings]}
     if findings is not None:
@@ -158,6 +159,7 @@ def answer(
 
     if (question is None) == (input_ is None):
         refuse("command line", "", "both or neither of a question and --input", "one of them", 'tuner answer NAME "question"')
+    _refuse_unwritable(output, "--output")
     rows = [{"prompt": question}] if question is not None else _input_rows(input_)
     adapter = load_adapter(name, store or "adapters", base=base)
     answers = adapter.answer_many([_question_of(row, i) for i, row in enumerate(rows, start=1)], max_new_tokens)
@@ -178,8 +180,11 @@ def list_versions(store: Store = None, as_json: AsJson = False) -> None:
     """List every version in the store."""
     from tuner.artifact.store import latest_evaluation, versions
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for version, manifest in versions(Path(store or "adapters")):
+        if manifest is None:
+            rows.append({"version": version.label, "created": "", "base": "", "verdict": {"word": "broken: `tuner show` says why", "metric": "", "value": 0.0}})
+            continue
         evaluation = latest_evaluation(version)
         verdict = json.loads((evaluation / "scores.json").read_text(encoding="utf-8"))["verdict"] if evaluation else None
         rows.append({"version": version.label, "created": manifest["created"], "base": manifest["base"]["name"], "verdict": verdict})
@@ -238,12 +243,13 @@ def _show_recipe(recipe: Path | None, overrides: list[str] | None, profile: str 
 
 
 def _show_version(name: str, store: str | None, as_json: bool) -> None:
-    from tuner.artifact.manifest import read_manifest
+    from tuner.artifact.manifest import verify
     from tuner.artifact.store import find, latest_evaluation
 
     found = find(Path(store or "adapters"), name)
+    manifest = verify(found.folder)
     if as_json:
-        sys.stdout.write(json.dumps(read_manifest(found.folder), indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
         return
     sys.stdout.write(_for_terminal((found.folder / "README.md").read_text(encoding="utf-8")))
     evaluation = latest_evaluation(found)
@@ -298,7 +304,7 @@ def _input_rows(path: Path | None) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         refuse(path, "--input", getattr(error, "strerror", None) or "not UTF-8 text", "a readable file of JSON lines", "check the path")
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -311,6 +317,12 @@ def _input_rows(path: Path | None) -> list[dict[str, Any]]:
     if not rows:
         refuse(path, "--input", "no questions", "at least one line", "add a line")
     return rows
+
+
+def _refuse_unwritable(path: Path | None, option: str) -> None:
+    """Say so before the work, not after it."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK)):
+        refuse(path, option, "a place that cannot be written", "a file in a folder this user may write", "make the folder, or choose another place")
 
 
 def _question_of(row: dict[str, Any], number: int) -> Any:
@@ -510,10 +522,10 @@ def main() -> None:
     except Refusal as refusal:
         code = _refused(refusal)
     except (KeyboardInterrupt, typer.Abort):  # click turns Ctrl-C into Abort
-        err.print("interrupted; nothing was published by this run", markup=False)
+        err.print("interrupted; nothing half-done was published", markup=False)
         code = Exit.INTERRUPTED
     except Terminated:
-        err.print("terminated; nothing was published by this run", markup=False)
+        err.print("terminated; nothing half-done was published", markup=False)
         code = Exit.TERMINATED
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own usage errors

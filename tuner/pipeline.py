@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,8 @@ from tuner.data.checks import CHECKS
 from tuner.data.findings import Checked, Context, run_checks
 from tuner.data.splits import Splits, read_splits
 from tuner.durable import ensure_folder, json_text
-from tuner.errors import refuse
+from tuner.errors import Problem, Refusal, refuse
+from tuner.evaluate.score import metric_names
 from tuner.fingerprint import digest_json, git_state, hardware, library_versions
 from tuner.recipe import Recipe, recipe_text
 from tuner.template.tokens import Encoder, Row, open_encoder
@@ -78,12 +80,18 @@ class Prepared:
         """Per file: read = kept + dropped + rejected, to the record."""
         lines = []
         for account in self.splits.accounts:
-            dropped = account.not_taken + sum(by_file.get(account.file, 0) for by_file in self.checked.dropped.values())
+            own = {account.split} if account.split != "train" else {"train", *self._cut_splits()}
+            kept = sum(r.file == account.file for split in own for r in self.splits[split])
             lines.append({
                 "file": account.file, "split": account.split, "digest": account.digest, "read": account.read,
-                "kept": account.read - account.rejected - dropped, "dropped": dropped, "rejected": account.rejected,
+                "kept": kept, "dropped": account.read - account.rejected - kept, "rejected": account.rejected,
             })  # fmt: skip
         return lines
+
+    def _cut_splits(self) -> list[str]:
+        """The splits that were cut from train's own files."""
+        cut = self.recipe.data.cut
+        return [split for split, share in (("validation", cut.validation), ("held_out", cut.held_out)) if share > 0]
 
 
 @dataclass(frozen=True)
@@ -104,28 +112,53 @@ class Run:
 
 def prepare(recipe: Recipe) -> Prepared:
     """Read, check and tokenise every split. Findings that refuse are kept in `checked`; the caller decides when to raise."""
-    base = resolve_base(recipe.base, recipe.path.parent, str(recipe.path.name))
+    base, splits = _base_and_splits(recipe)
     encoder = open_encoder(base.folder, recipe.template, base.name)
     guard_tokenizer(encoder.tokenizer, base.name)
     if base.context_tokens is not None and recipe.template.max_tokens > base.context_tokens:
-        refuse(recipe.path.name, "template.max_tokens", recipe.template.max_tokens, f"at most {base.context_tokens}, the base's context", "lower it")
-    splits = read_splits(recipe.data, recipe.path.parent, recipe.seed)
+        refuse(
+            recipe.at("template", "max_tokens"),
+            "template.max_tokens",
+            recipe.template.max_tokens,
+            f"at most {base.context_tokens}, the base's context",
+            "lower it",
+        )
     rows = {split: encoder.rows(records) for split, records in splits.records.items()}
     checked = check_rows(recipe, encoder, splits, rows)
-    kept = {(r.file, r.line) for records in checked.splits.records.values() for r in records}
-    rows = {split: [r for r in of if (r.record.file, r.record.line) in kept] for split, of in rows.items()}
+    kept = {(r.split, r.file, r.line) for records in checked.splits.records.values() for r in records}
+    rows = {split: [r for r in of if (r.record.split, r.record.file, r.record.line) in kept] for split, of in rows.items()}
     return Prepared(recipe, base, encoder, checked, rows)
 
 
-def check_rows(recipe: Recipe, encoder: Encoder, splits: Splits, rows: dict[str, list[Row]]) -> Checked:
-    """Run the catalogue of checks. Raises Refusal when the recipe names a check that does not exist."""
+def _base_and_splits(recipe: Recipe) -> tuple[Base, Splits]:
+    """The base and the records. Raises Refusal with the problems of base, data and named choices together."""
+    problems: list[Problem] = []
+
+    def gathered(call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Refusal as refusal:
+            problems.extend(refusal.problems)
+
     for name in recipe.data.checks:
-        choose(CHECKS, name, recipe.path.name, "data.checks")
+        gathered(lambda name=name: choose(CHECKS, name, recipe.at("data", "checks", name), "data.checks"))  # type: ignore[misc]
+    gathered(lambda: metric_names(recipe.evaluate, recipe.data.task, recipe.at("evaluate", "metrics")))
+    base = gathered(lambda: resolve_base(recipe.base, recipe.path.parent, recipe.at("base", "model")))
+    splits = gathered(lambda: read_splits(recipe.data, recipe.path.parent, recipe.seed))
+    if problems:
+        raise Refusal(problems)
+    return base, splits
+
+
+def check_rows(recipe: Recipe, encoder: Encoder, splits: Splits, rows: dict[str, list[Row]]) -> Checked:
+    """Run the catalogue of checks. Raises Refusal when nothing is left of a split."""
     tokens = {(r.record.file, r.record.line): (r.prompt_tokens, len(r.input_ids) - r.prompt_tokens) for of in rows.values() for r in of}
     context = Context(splits, recipe.data.task, recipe.template.max_tokens, frozenset(encoder.control_texts), tokens)
     checked = run_checks(CHECKS, context, recipe.data)
-    if not checked.splits["train"] and not checked.errors:
-        refuse(recipe.path.name, "data.train", "no records left after checks", "at least one record", "look at `tuner check` for what was dropped")
+    for split, records in checked.splits.records.items():
+        if not records and not checked.errors:
+            refuse(recipe.at("data", split.split(".")[0]), f"data.{split}", "no records left after checks", "at least one record",
+                   "look at what the checks dropped, or leave the split out")  # fmt: skip
     return checked
 
 
@@ -141,15 +174,16 @@ def plan(prepared: Prepared) -> Plan:
 
     from tuner.plan.budget import RowCounts, Schedule, make_plan, matrix_rate, model_shape
     from tuner.train.methods import METHODS
-    from tuner.train.sft import micro_batch
+    from tuner.train.sft import is_short, micro_batch
 
     recipe, rows = prepared.recipe, prepared.rows["train"]
     method = choose(METHODS, recipe.method.kind, "recipe", "method.kind")
     precision = training_precision(recipe.base.load, pick_device())
     shape = model_shape(prepared.base, lambda model: get_peft_model(model, method.config(recipe.method, model)))
     size, _ = micro_batch(recipe.train, world_size())
-    schedule = Schedule(recipe.train.epochs, recipe.train.max_steps, recipe.train.records_per_step, size)
-    counts = RowCounts([len(r.input_ids) for r in rows], sum(r.completion_tokens for r in rows))
+    counts = RowCounts([len(r.input_ids) for r in rows], [r.completion_tokens for r in rows])
+    plain = is_short(precision.device, max(counts.lengths))
+    schedule = Schedule(recipe.train.epochs, recipe.train.max_steps, recipe.train.records_per_step, size, plain)
     mean_tokens = sum(counts.lengths) // max(len(rows), 1)
     rate = matrix_rate(precision, shape.hidden, shape.intermediate, size * mean_tokens)
     return make_plan(shape, counts, schedule, precision, rate, recipe.plan)
@@ -181,16 +215,19 @@ def run(recipe: Recipe, store: Path | None = None, listener: Listener = QUIET, *
 
 def find_finished(prepared: Prepared, store: Path) -> Run | None:
     """The latest graded version of the same recipe, data, base and library versions, if there is one."""
-    from tuner.artifact.store import latest_evaluation, versions
+    from tuner.artifact.store import evaluations, versions
 
+    recipe_digest = prepared.recipe.digest
     same = {
-        "recipe_digest": prepared.recipe.digest,
+        "recipe_digest": recipe_digest,
         "name": prepared.recipe.name,
         "splits": {s: prepared.splits.digest(s) for s in prepared.splits.records},
         "versions": library_versions(),
         "base": prepared.base.weight_digest,
     }
     for version, manifest in reversed(versions(store)):
+        if manifest is None:
+            continue
         found = {
             "recipe_digest": manifest["recipe_digest"],
             "name": manifest["name"],
@@ -198,9 +235,10 @@ def find_finished(prepared: Prepared, store: Path) -> Run | None:
             "versions": manifest["versions"],
             "base": manifest["base"]["weight_digest"],
         }
-        evaluation = latest_evaluation(version)
-        if found == same and evaluation is not None:
-            return Run(version, evaluation, json.loads((evaluation / "scores.json").read_text(encoding="utf-8")))
+        for evaluation in evaluations(version) if found == same else ():
+            scores = json.loads((evaluation / "scores.json").read_text(encoding="utf-8"))
+            if scores["recipe_digest"] == recipe_digest:
+                return Run(version, evaluation, scores)
     return None
 
 
@@ -334,7 +372,12 @@ def grade_and_report(recipe: Recipe, adapter: Adapter, splits: Splits, version: 
 
     suites = build_suites(splits, recipe.evaluate.take, recipe.seed)
     graded = grade(adapter, suites, splits["train"], recipe.evaluate, recipe.data.task, recipe.seed, listener.grading)
-    facts = {"version": version.label, "created": datetime.now(UTC).isoformat(timespec="seconds"), "precision": str(adapter.precision)}
+    facts = {
+        "version": version.label,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "precision": str(adapter.precision),
+        "recipe_digest": recipe.digest,
+    }
     label = f"{facts['created'][:10]}-{digest_json([graded.scores, facts])[7:13]}"
 
     def fill(stage: Path) -> None:
@@ -362,9 +405,3 @@ def world_size() -> int:
 def is_main() -> bool:
     """Is this the rank that prints and writes?"""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _writable(folder: Path) -> None:
-    from tuner.durable import ensure_folder
-
-    ensure_folder(folder)

@@ -37,40 +37,6 @@ MAX_DEPTH = 32
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
-class Recipe(Section):
-    """Everything a run depends on. `tuner show recipe FILE` prints it with every default filled in."""
-
-    name: str = Field(pattern=NAME, description="name of the adapter; versions are numbered under it")
-    seed: int = Field(42, ge=0, le=2**32 - 1, description="seed of every random choice: cuts, shuffles, initial weights, resamples")
-    base: BaseSpec = Field(description="the frozen base model")
-    data: DataSpec = Field(description="where records come from and what is checked")
-    template: TemplateSpec = Field(default_factory=lambda: TemplateSpec(), description="how records become tokens")
-    method: MethodSpec = Field(default_factory=lambda: MethodSpec(), description="which adapter")
-    train: TrainSpec = Field(default_factory=lambda: TrainSpec(), description="how it is fitted")
-    evaluate: EvaluateSpec = Field(default_factory=lambda: EvaluateSpec(), description="how it is graded")
-    plan: PlanSpec = Field(default_factory=lambda: PlanSpec(), description="assumptions of the plan")
-    artifact: ArtifactSpec = Field(default_factory=lambda: ArtifactSpec(), description="where versions are kept")
-    profiles: dict[str, dict[str, Any]] = Field(default_factory=dict, description="named sets of overrides (key.path: value), chosen with --profile")
-
-    _path: Path = PrivateAttr(default=Path("recipe.yaml"))
-    _text: str = PrivateAttr(default="")
-
-    @property
-    def path(self) -> Path:
-        """The file it was read from; relative paths in the recipe start at its folder."""
-        return self._path
-
-    @property
-    def text(self) -> str:
-        """The file as written."""
-        return self._text
-
-    @property
-    def digest(self) -> str:
-        """Identity of the choices: equal recipes have equal digests whatever their comments, order or spelling of defaults."""
-        return digest_json(self.model_dump(mode="json", exclude={"profiles"}))
-
-
 Place = tuple[str | int, ...]
 
 
@@ -93,18 +59,63 @@ class Document:
         return self.where if line is None else f"{self.where}:{line}"
 
 
+class Recipe(Section):
+    """Everything a run depends on. `tuner show recipe FILE` prints it with every default filled in."""
+
+    name: str = Field(pattern=NAME, description="name of the adapter; versions are numbered under it")
+    seed: int = Field(42, ge=0, le=2**32 - 1, description="seed of every random choice: cuts, shuffles, initial weights, resamples")
+    base: BaseSpec = Field(description="the frozen base model")
+    data: DataSpec = Field(description="where records come from and what is checked")
+    template: TemplateSpec = Field(default_factory=lambda: TemplateSpec(), description="how records become tokens")
+    method: MethodSpec = Field(default_factory=lambda: MethodSpec(), description="which adapter")
+    train: TrainSpec = Field(default_factory=lambda: TrainSpec(), description="how it is fitted")
+    evaluate: EvaluateSpec = Field(default_factory=lambda: EvaluateSpec(), description="how it is graded")
+    plan: PlanSpec = Field(default_factory=lambda: PlanSpec(), description="assumptions of the plan")
+    artifact: ArtifactSpec = Field(default_factory=lambda: ArtifactSpec(), description="where versions are kept")
+    profiles: dict[str, dict[str, Any]] = Field(default_factory=dict, description="named sets of overrides (key.path: value), chosen with --profile")
+
+    _document: Document | None = PrivateAttr(default=None)
+    _path: Path = PrivateAttr(default=Path("recipe.yaml"))
+    _text: str = PrivateAttr(default="")
+
+    @property
+    def path(self) -> Path:
+        """The file it was read from; relative paths in the recipe start at its folder."""
+        return self._path
+
+    @property
+    def text(self) -> str:
+        """The file as written."""
+        return self._text
+
+    def at(self, *place: str) -> str:
+        """file:line of a key, for refusals of rooms further down."""
+        return self._document.at(place) if self._document is not None else self._path.name
+
+    @property
+    def digest(self) -> str:
+        """Identity of the choices: equal recipes have equal digests whatever their comments, order or spelling of defaults."""
+        return digest_json(self.model_dump(mode="json", exclude={"profiles"}))
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), profile: str | None = None) -> Recipe:
     """Read, override and validate a recipe. Raises Refusal with every problem of the file, each with its line."""
     file = Path(path)
     text = _read(file)
-    document = parse_yaml(text, str(path))
+    document, faults = _parsed(text, str(path))
     if not isinstance(document.value, dict):
         refuse(path, "", "no keys", "a mapping with name, base and data", "start from recipes/quickstart.yaml")
     if profile is not None:
         _apply_profile(document, profile)
     for words in overrides:
         _apply_override(document, words)
-    recipe = _validate(document)
+    try:
+        recipe = _validate(document)
+    except Refusal as refusal:
+        known = {(p.where, p.field) for p in faults.problems}
+        raise Refusal([*faults.problems, *(p for p in refusal.problems if (p.where, p.field) not in known)]) from None
+    faults.raise_if_any()
+    recipe._document = document
     recipe._path = file.resolve()
     recipe._text = text
     return recipe
@@ -130,6 +141,13 @@ def _read(file: Path) -> str:
 
 def parse_yaml(text: str, where: str) -> Document:
     """Parse YAML 1.2 without anchors, tags or repeated keys. Raises Refusal with file:line."""
+    document, faults = _parsed(text, where)
+    faults.raise_if_any()
+    return document
+
+
+def _parsed(text: str, where: str) -> tuple[Document, Collector]:
+    """The document and what is wrong with it, so that its keys can be judged in the same pass."""
     document = Document(where)
     collector = Collector()
     body = [e for e in _events(text, where) if isinstance(e, _CONTENT)]
@@ -139,8 +157,7 @@ def parse_yaml(text: str, where: str) -> Document:
         if (more := next(stream, None)) is not None:
             at = f"{where}:{more.start_mark.line + 1}"
             collector.add(at, "", "a second YAML document", "one document a file", "remove the `---` and what follows")
-    collector.raise_if_any()
-    return document
+    return document, collector
 
 
 _CONTENT = (ScalarEvent, AliasEvent, MappingStartEvent, MappingEndEvent, SequenceStartEvent, SequenceEndEvent)

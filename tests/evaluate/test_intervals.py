@@ -75,3 +75,12 @@ def test_a_paired_interval_covers_the_truth_and_rarely_cries_wolf(share: float) 
         )
         called += found.verdict != "no difference seen"
     assert called / 400 <= 0.08
+
+
+@pytest.mark.parametrize(("n", "verdict"), [(1, "no difference seen"), (4, "no difference seen"), (6, "better")])
+def test_a_few_items_all_gained_are_not_enough(n: int, verdict: str) -> None:
+    """The bootstrap's interval is [1, 1] whatever n; the mid-p is 2^-n."""
+    found = difference(
+        as_parts(np.ones(n)), as_parts(np.zeros(n)), METRICS["exact_match"].combine, binary=True, higher_is_better=True, baseline="b", resamples=1000, seed=0
+    )
+    assert (found.low, found.high) == (1.0, 1.0) and found.p == pytest.approx(0.5**n) and found.verdict == verdict

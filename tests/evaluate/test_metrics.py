@@ -96,3 +96,11 @@ def test_chrf_is_sacrebleus_sentence_score() -> None:
     answers = [Answer(("The Vaults is a pub.", "A pub called The Vaults."), "The Vaults, a pub"), Answer(("x",), "y")]
     theirs = np.mean([CHRF().sentence_score(a.text or "", list(a.references)).score / 100 for a in answers])
     assert value(METRICS["chrf"], answers) == pytest.approx(float(theirs))
+
+
+def test_json_that_is_nested_without_end_or_says_a_key_twice_is_no_object_and_true_is_not_one() -> None:
+    deep = '{"a":' + "[" * 900 + "]" * 900 + "}"
+    for text in (deep, '{"a": 1, "a": 2}', '{"a": NaN}'):
+        assert value(METRICS["json_valid"], [Answer(('{"a": 1}',), text)]) == 0
+        assert value(METRICS["json_field_f1"], [Answer(('{"a": 1}',), text)]) == 0
+    assert value(METRICS["json_exact"], [Answer(('{"a": 1}',), '{"a": true}')]) == 0

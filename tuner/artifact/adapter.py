@@ -166,5 +166,6 @@ def _base_of(manifest: dict[str, Any], given: str | Path | None) -> Base:
     if given is None and facts["origin"].startswith(("local folder", "GGUF file")):
         refuse(f"{manifest['name']}@{manifest['version']}", "base", f"trained on a {facts['origin']}, {quoted(facts['name'])}, whose place is not stored",
                "that folder or file", "give base=FOLDER (on the command line --base FOLDER)")  # fmt: skip
-    spec = BaseSpec.model_validate(json.loads(json.dumps(facts["spec"])) | ({"model": str(given)} if given is not None else {}))
+    closed = {"online": False, "trust_remote_code": False}  # an artifact is data: it opens neither the network nor code
+    spec = BaseSpec.model_validate(json.loads(json.dumps(facts["spec"])) | closed | ({"model": str(given)} if given is not None else {}))
     return resolve_base(spec, Path.cwd(), "base")

@@ -14,7 +14,7 @@ from typing import Any
 from tuner.artifact.manifest import MANIFEST, read_manifest
 from tuner.catalog import suggestion
 from tuner.durable import locked, seal, staging
-from tuner.errors import refuse
+from tuner.errors import Refusal, refuse
 from tuner.safe_text import quoted
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # the same as recipe.NAME; holds no slash, so it cannot leave the store
@@ -75,17 +75,30 @@ def find(store: Path, wanted: str) -> Version:
     return Version(name, chosen, home / str(chosen))
 
 
-def versions(store: Path) -> list[tuple[Version, dict[str, Any]]]:
-    """Every version of every name with its manifest, by name and number."""
+def versions(store: Path) -> list[tuple[Version, dict[str, Any] | None]]:
+    """Every version of every name with its manifest, by name and number; None for one whose manifest is broken."""
     found = [Version(name, number, store / name / str(number)) for name in _names(store) for number in _numbers(store / name)]
-    return [(v, read_manifest(v.folder)) for v in found]
+    return [(v, _manifest_or_none(v)) for v in found]
+
+
+def _manifest_or_none(version: Version) -> dict[str, Any] | None:
+    try:
+        manifest = read_manifest(version.folder)
+    except Refusal:
+        return None
+    return manifest if {"created", "base", "data", "versions", "recipe_digest"} <= set(manifest) else None
 
 
 def latest_evaluation(version: Version) -> Path | None:
     """The evaluation written last, or None."""
+    return next(iter(evaluations(version)), None)
+
+
+def evaluations(version: Version) -> list[Path]:
+    """Every evaluation of a version, the one written last first."""
     home = version.folder / "evaluations"
     done = [p for p in home.iterdir() if (p / "scores.json").is_file()] if home.is_dir() else []
-    return max(done, key=lambda p: ((p / "scores.json").stat().st_mtime_ns, p.name), default=None)
+    return sorted(done, key=lambda p: ((p / "scores.json").stat().st_mtime_ns, p.name), reverse=True)
 
 
 def _home(store: Path, name: str) -> Path:

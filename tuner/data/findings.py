@@ -33,6 +33,7 @@ class Finding:
     found: str
     accepted: str
     fix: str
+    split: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,7 +54,7 @@ class Context:
 
     def found(self, record: Record, code: str, field_: str, found: str, accepted: str, fix: str) -> Finding:
         """A finding about `record`; the table of checks fills in its name and severity."""
-        return Finding("", code, "note", record.file, record.line, record.hash.removeprefix("sha256:")[:12], field_, found, accepted, fix)
+        return Finding("", code, "note", record.file, record.line, record.hash.removeprefix("sha256:")[:12], field_, found, accepted, fix, record.split)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Checked:
 def run_checks(checks: Mapping[str, Check], context: Context, spec: DataSpec) -> Checked:
     """Run every check that is not off; drop what the recipe says to drop, and count it."""
     findings: list[Finding] = []
-    dropped: set[tuple[str, int]] = set()
+    dropped: set[tuple[str, str, int]] = set()
     counts: dict[str, Counter[str]] = {}
     for name, check in checks.items():
         action = spec.checks.get(name, check.action(context.task))
@@ -101,8 +102,8 @@ def run_checks(checks: Mapping[str, Check], context: Context, spec: DataSpec) ->
         own = [replace(f, check=name, severity=SEVERITY[action]) for f in check.run(context)]
         findings += own
         if action == "drop":
-            places = {(f.file, f.line) for f in own} - dropped
-            counts[name] = Counter(file for file, _ in places)
+            places = {(f.split, f.file, f.line) for f in own} - dropped
+            counts[name] = Counter(file for _, file, _ in places)
             dropped |= places
     splits = context.splits.without(dropped) if dropped else context.splits
     return Checked(splits, findings, counts)

@@ -71,12 +71,13 @@ def read_source(spec: SourceSpec, split: str, folder: Path, seed: int, max_recor
     if spec.hub is not None:
         part, account = _from_rows(_hub_rows(spec), _hub_name(spec), split, spec.columns, collector)
         records, accounts = part, [account]
-    for name in spec.files:
+    for position, name in enumerate(spec.files):
         before = len(collector.problems)
-        if any(account.file == name for account in accounts):
+        if spec.files.index(name) < position:
             collector.add(name, "", "the same file twice in one source", "each file once", "name it once")
             continue
-        part, account = _read_file(folder / os.path.expanduser(name), name, split, spec, (max_record_bytes, max_file_bytes), collector)
+        shown = os.path.relpath(name, folder) if os.path.isabs(name) else name  # no path of one machine reaches an artifact
+        part, account = _read_file(folder / os.path.expanduser(name), shown, split, spec, (max_record_bytes, max_file_bytes), collector)
         accounts.append(account)
         records.extend(part)
         if account.read == 0 and len(collector.problems) == before:
@@ -345,10 +346,11 @@ def _hub_name(spec: SourceSpec) -> str:
 def _hub_rows(spec: SourceSpec) -> Iterator[Raw | None]:
     """Rows of a hub dataset at a pinned commit, numbered from 1."""
     import datasets
+    from huggingface_hub import snapshot_download
 
-    config = datasets.DownloadConfig(local_files_only=not spec.online)
     try:
-        rows = datasets.load_dataset(spec.hub, spec.subset, split=spec.hub_split, revision=spec.revision, download_config=config)
+        folder = snapshot_download(spec.hub, repo_type="dataset", revision=spec.revision, local_files_only=not spec.online)
+        rows = datasets.load_dataset(folder, spec.subset, split=spec.hub_split)
     except (OSError, ValueError, RuntimeError) as error:
         cause = quoted(str(error).splitlines()[0], 160)
         refuse(_hub_name(spec), "", cause, "a dataset in the local cache, or reachable with online: true", "set online: true for this source, or give files")

@@ -39,9 +39,9 @@ class Splits:
     def digest(self, split: str) -> str:
         return digest_json([r.hash for r in self[split]])
 
-    def without(self, dropped: set[tuple[str, int]]) -> Splits:
-        """The same splits less the records at these (file, line)."""
-        kept = {split: [r for r in rows if (r.file, r.line) not in dropped] for split, rows in self.records.items()}
+    def without(self, dropped: set[tuple[str, str, int]]) -> Splits:
+        """The same splits less the records at these (split, file, line)."""
+        kept = {split: [r for r in rows if (r.split, r.file, r.line) not in dropped] for split, rows in self.records.items()}
         return replace(self, records=kept)
 
 
@@ -99,6 +99,9 @@ def cut_records(records: list[Record], cut: CutSpec, seed: int) -> dict[str, lis
     for record in records:
         split = home[record.file, record.line]
         parts[split].append(replace(record, split=split))
+    for split, share in (("validation", cut.validation), ("held_out", cut.held_out)):
+        if share > 0 and not parts[split]:
+            refuse("data.cut", split, f"{len(home)} records in too few groups", f"at least one group for {split}", "cut a larger share, or give more data")
     if not parts["train"]:
         refuse("data.cut", "data.train", f"{len(records)} records in too few groups", "something left to train on", "cut less, or give more data")
     return parts

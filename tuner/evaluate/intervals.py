@@ -91,11 +91,12 @@ def difference(
     else:
         p, test = _randomisation_p(ours, theirs, combine, resamples, seed), f"approximate randomisation, {resamples} swaps"
     method = f"paired percentile bootstrap over items, {resamples} resamples, seed {seed}, 95 %"
-    return Difference(value, low, high, p, n, baseline, method, test, _verdict(low, high, higher_is_better))
+    return Difference(value, low, high, p, n, baseline, method, test, _verdict(low, high, p, higher_is_better))
 
 
-def _verdict(low: float, high: float, higher_is_better: bool) -> str:
-    if low > 0 or high < 0:
+def _verdict(low: float, high: float, p: float, higher_is_better: bool) -> str:
+    """Both must say so: with few items, all of them gained, the bootstrap's interval has no width and only the test knows better."""
+    if (low > 0 or high < 0) and p < 1 - LEVEL:
         return "better" if (low > 0) == higher_is_better else "worse"
     return "no difference seen"
 

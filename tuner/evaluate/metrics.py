@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tuner.data.record import normalised
 
 Sums = NDArray[np.float64]
+MAX_DEPTH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +113,32 @@ def _macro_f1(sums: Sums) -> Sums:
 
 
 def parse_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that `text` is, or None."""
+    """The JSON object that `text` is, or None: strictly, without NaN, repeated keys or nesting deeper than 100."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) and _depth(value) <= MAX_DEPTH else None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a key twice")
+    return table
+
+
+def _no_constant(word: str) -> Any:
+    raise ValueError(word)
+
+
+def _depth(value: Any) -> int:
+    """Levels of nesting, counted level by level: no recursion on what a model may have said."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())]
+    return depth
 
 
 def fields(value: Any, path: str = "") -> Counter[tuple[str, str]]:
@@ -137,7 +158,12 @@ def json_valid(answer: Answer) -> float:
 def json_exact(answer: Answer) -> float:
     """1 if the answer's object equals a reference's, whatever the order of keys."""
     said = parse_object(answer.text or "")
-    return float(said is not None and any(said == parse_object(r) for r in answer.references))
+    return float(said is not None and any(_canonical(said) == _canonical(parse_object(r)) for r in answer.references))
+
+
+def _canonical(value: Any) -> str:
+    """One text for equal JSON, in which 1 and true differ."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def _field_parts(answers: Sequence[Answer]) -> Sums:

@@ -1,6 +1,6 @@
 """Grading: the adapter and every way of prompting the base answer the same items; values, intervals, paired differences.
 
-It refuses metrics that do not fit the task. The best of the base's ways is the baseline, chosen per suite and metric on the
+It refuses unknown metrics. The best of the base's ways is the baseline, chosen per suite and metric on the
 very items it is compared on, which favours the base: a gain that remains is not a format effect.
 """
 
@@ -62,13 +62,13 @@ class _Contender:
     losses: dict[str, list[Answer]] = field(default_factory=dict)
 
 
-def metric_names(spec: EvaluateSpec, task: str) -> tuple[list[str], str]:
+def metric_names(spec: EvaluateSpec, task: str, where: str = "recipe") -> tuple[list[str], str]:
     """The metrics of a recipe and the primary one. Raises Refusal on an unknown name."""
     names = list(spec.metrics or DEFAULT_METRICS[task])
     for name in names:
-        choose(METRICS, name, "recipe", "evaluate.metrics")
+        choose(METRICS, name, where, "evaluate.metrics")
     primary = spec.primary or names[0]
-    choose(METRICS, primary, "recipe", "evaluate.primary")
+    choose(METRICS, primary, where, "evaluate.primary")
     return ([primary] if primary not in names else []) + names, primary
 
 

@@ -19,15 +19,21 @@ from tuner.plan.spec import PlanSpec
 # Both measured on the quickstart recipe, 2 CPU cores, 2026-11-20 (recipes/LOG.md).
 STEP_EFFICIENCY = {"cpu": 0.30, "cuda": 0.45}
 LIBRARY_BYTES = {"cpu": 700_000_000, "cuda": 600_000_000}
-ACTIVATION_BYTES_PER_UNIT = 2.2  # kept activations, in units of (hidden + intermediate) · layers · tokens · bytes of the dtype
+ACTIVATION_COPIES = 11.5  # kept activations, in units of (hidden + intermediate) · layers · tokens, each of the compute dtype's size
+ATTENTION_BYTES = 12  # plain attention keeps scores and weights: bytes per head · layer · row · token²
+LOGIT_BYTES = 16  # logits in the compute dtype, in fp32, their log-softmax and gradient
 
 
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """Token counts of the training rows, as far as the plan needs them: lengths in order, tokens that carry loss."""
+    """Token counts of the training rows, as far as the plan needs them: all tokens, and those that carry loss, of each row."""
 
     lengths: Sequence[int]
-    loss_tokens: int
+    loss_lengths: Sequence[int]
+
+    @property
+    def loss_tokens(self) -> int:
+        return sum(self.loss_lengths)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Shape:
     layers: int
     hidden: int
     intermediate: int
+    heads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +87,16 @@ class Schedule:
     max_steps: int | None
     records_per_step: int
     micro_batch: int
+    plain_attention: bool
+
+    def steps_per_epoch(self, records: int) -> int:
+        """Optimiser steps of one pass: the last may be smaller."""
+        return max(1, math.ceil(records / self.records_per_step))
 
     def steps(self, records: int) -> int:
-        """Optimiser steps: each epoch ends with a step that may be smaller."""
-        by_epochs = math.ceil(math.ceil(records / self.records_per_step) * self.epochs)
-        return min(by_epochs, self.max_steps) if self.max_steps is not None else by_epochs
+        """Optimiser steps of the whole run."""
+        by_epochs = math.ceil(self.steps_per_epoch(records) * self.epochs)
+        return by_epochs if self.max_steps is None else self.max_steps
 
 
 def model_shape(base: Base, adapt: Any) -> Shape:
@@ -108,6 +120,7 @@ def model_shape(base: Base, adapt: Any) -> Shape:
         layers=getattr(text, "num_hidden_layers", 1),
         hidden=getattr(text, "hidden_size", 1),
         intermediate=getattr(text, "intermediate_size", None) or 4 * getattr(text, "hidden_size", 1),
+        heads=getattr(text, "num_attention_heads", 1),
     )
 
 
@@ -137,7 +150,7 @@ def make_plan(shape: Shape, rows: RowCounts, schedule: Schedule, precision: Prec
     """Put the estimates together."""
     records, tokens = len(rows.lengths), sum(rows.lengths)
     steps = schedule.steps(records)
-    share_of_epochs = steps * schedule.records_per_step / max(records, 1)
+    share_of_epochs = steps / schedule.steps_per_epoch(records)
     place = "cpu" if precision.device == "cpu" else "cuda"
     flop = _flop_per_epoch(shape, tokens, rows.loss_tokens) * share_of_epochs
     seconds = flop / (rate * STEP_EFFICIENCY[place])
@@ -174,10 +187,10 @@ def _flop_per_epoch(shape: Shape, tokens: int, loss_tokens: int) -> float:
 def _memory(shape: Shape, rows: RowCounts, schedule: Schedule, precision: Precision, place: str) -> dict[str, int]:
     wide = 4 if precision.weights == "float32" else 2
     narrow = 2 if "bfloat16" in (precision.autocast, precision.weights) else 4
-    longest = sorted(rows.lengths, reverse=True)[: schedule.micro_batch]
-    in_flight = schedule.micro_batch * max(longest, default=0)
-    unit = (shape.hidden + shape.intermediate) * shape.layers * in_flight
-    head_positions = schedule.micro_batch * math.ceil(rows.loss_tokens / max(len(rows.lengths), 1))
+    longest = max(rows.lengths, default=0)
+    units = (shape.hidden + shape.intermediate) * shape.layers * schedule.micro_batch * longest
+    scores = schedule.micro_batch * shape.heads * shape.layers * longest**2 if schedule.plain_attention else 0
+    head_positions = schedule.micro_batch * max(rows.loss_lengths, default=0)
     vocabulary = shape.head_parameters // max(shape.hidden, 1)
     return {
         "libraries": LIBRARY_BYTES[place],
@@ -186,6 +199,7 @@ def _memory(shape: Shape, rows: RowCounts, schedule: Schedule, precision: Precis
         "adapter": shape.trainable * 4,
         "gradients": shape.trainable * 4,
         "optimizer": shape.trainable * 8,
-        "activations": int(unit * ACTIVATION_BYTES_PER_UNIT * 2 * narrow),
-        "logits": head_positions * vocabulary * (narrow + 8),
+        "activations": int(units * ACTIVATION_COPIES * narrow),
+        "attention": scores * ATTENTION_BYTES,
+        "logits": head_positions * vocabulary * LOGIT_BYTES,
     }

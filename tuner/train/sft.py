@@ -126,7 +126,7 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
     def stop_at(self, what: str, value: float) -> None:
         """Refuse to go on, naming the records of the step. Nothing is published after this."""
         records = [self.rows[i].record for i in dict.fromkeys(self.recent)]
-        places = ", ".join(r.where for r in records[-16:])
+        places = ", ".join(r.where for r in records[:64]) + (f" and {len(records) - 64} more" if len(records) > 64 else "")
         refuse(f"step {self.state.global_step + 1}", what, value, "finite numbers",
                f"look at these records of the step: {places}; or lower train.peak_learning_rate")  # fmt: skip
 
@@ -232,8 +232,12 @@ def attention_on(device: str, longest: int) -> AbstractContextManager[Any]:
     Measured forward and backward, bf16, 9 heads of 64, 512 tokens a batch: 3.0 against 4.9 ms at 64 tokens, 4.1 against 6.3 at
     128, but 8.4 against 6.5 at 256 (recipes/LOG.md, 2026-11-20).
     """
-    short = device == "cpu" and longest <= SHORT_ROW_TOKENS
-    return sdpa_kernel(SDPBackend.MATH) if short else nullcontext()
+    return sdpa_kernel(SDPBackend.MATH) if is_short(device, longest) else nullcontext()
+
+
+def is_short(device: str, longest: int) -> bool:
+    """Are the rows short enough for plain attention to win on this device?"""
+    return device == "cpu" and longest <= SHORT_ROW_TOKENS
 
 
 def _over_ranks(trainer: CompletionTrainer, count: int) -> int:
@@ -278,7 +282,7 @@ def micro_batch(spec: TrainSpec, world_size: int) -> tuple[int, int]:
 def _arguments(job: Job) -> SFTConfig:
     spec, world = job.spec, _world_size()
     size, passes = micro_batch(spec, world)
-    steps = max(1, math.ceil(len(job.train) / spec.records_per_step * spec.epochs))
+    steps = math.ceil(math.ceil(len(job.train) / spec.records_per_step) * spec.epochs)
     return SFTConfig(
         output_dir=str(job.scratch),
         seed=job.seed,
@@ -336,7 +340,7 @@ def _same_rows(trainer: CompletionTrainer, job: Job) -> None:
             wanted.update(json.dumps([row.input_ids, row.labels]).encode())
         if count != len(rows) or tokens != sum(len(r.input_ids) for r in rows) or digest.digest() != wanted.digest():
             refuse("trainer", name, f"{count} rows, {tokens} tokens, or other labels", f"the {len(rows)} rows it was given, unchanged",
-                   "this is a fault of tuner or TRL, not of your data: please report it with `tuner --version`")  # fmt: skip
+                   "this is a fault of tuner or TRL, not of your data: please report it with `tuner version`")  # fmt: skip
 
 
 def _reset_peak() -> None:
