@@ -182,7 +182,7 @@ def list_versions(store: Store = None, as_json: AsJson = False) -> None:
 
     rows: list[dict[str, Any]] = []
     for version, manifest in versions(Path(store or "adapters")):
-        if manifest is None:
+        if manifest is None or "created" not in manifest:
             rows.append({"version": version.label, "created": "", "base": "", "verdict": {"word": "broken: `tuner show` says why", "metric": "", "value": 0.0}})
             continue
         evaluation = latest_evaluation(version)
@@ -519,9 +519,11 @@ def main() -> None:
     try:
         with _signals():
             code = app(standalone_mode=False)
+        if code == Exit.INTERRUPTED:  # typer turns Ctrl-C into this code
+            raise KeyboardInterrupt
     except Refusal as refusal:
         code = _refused(refusal)
-    except (KeyboardInterrupt, typer.Abort):  # click turns Ctrl-C into Abort
+    except (KeyboardInterrupt, typer.Abort):
         err.print("interrupted; nothing half-done was published", markup=False)
         code = Exit.INTERRUPTED
     except Terminated:

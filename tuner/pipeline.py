@@ -226,7 +226,7 @@ def find_finished(prepared: Prepared, store: Path) -> Run | None:
         "base": prepared.base.weight_digest,
     }
     for version, manifest in reversed(versions(store)):
-        if manifest is None:
+        if manifest is None or "recipe_digest" not in manifest:
             continue
         found = {
             "recipe_digest": manifest["recipe_digest"],

@@ -168,7 +168,7 @@ def test_a_name_finds_its_latest_version_and_a_number_that_very_one(store: Path)
     assert find(store, "intents") == Version("intents", 11, store / "intents" / "11")
     assert find(store, "intents@2") == Version("intents", 2, store / "intents" / "2") and find(store, "intents@2").label == "intents@2"
     assert [v.label for v, _ in versions(store)] == [*(f"intents@{i}" for i in range(1, 12)), "tickets@1"]
-    assert [m["version"] for _, m in versions(store)] == [*range(1, 12), 1]
+    assert [m["version"] for _, m in versions(store) if m is not None] == [*range(1, 12), 1]
 
 
 @pytest.mark.parametrize("number", ["", "0", "12", "01", "-1", "+1", "1.0", " 1", "1 ", "²", "٣", "x", "latest", "1@1", "9" * 30, "9" * 5000])

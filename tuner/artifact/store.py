@@ -83,10 +83,9 @@ def versions(store: Path) -> list[tuple[Version, dict[str, Any] | None]]:
 
 def _manifest_or_none(version: Version) -> dict[str, Any] | None:
     try:
-        manifest = read_manifest(version.folder)
+        return read_manifest(version.folder)
     except Refusal:
         return None
-    return manifest if {"created", "base", "data", "versions", "recipe_digest"} <= set(manifest) else None
 
 
 def latest_evaluation(version: Version) -> Path | None:
