@@ -189,3 +189,14 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None
     assert str(training_precision("auto", "cpu")) == "float32 weights"
     assert str(bases.serving_precision("auto", "cpu")) == "float32 weights"
     assert str(training_precision("auto", "cuda:0")) == "bfloat16 weights, bfloat16 autocast"
+
+
+@pytest.mark.parametrize(("file", "text"), [("config.json", "{"), ("tokenizer.json", "[]"), ("tokenizer_config.json", "x")])
+def test_a_broken_file_of_a_base_is_named(tiny_base: Path, tmp_path: Path, file: str, text: str) -> None:
+    from tuner.template.spec import TemplateSpec
+    from tuner.template.tokens import open_encoder
+
+    folder = copied(tiny_base, tmp_path / "broken")
+    (folder / file).write_text(text, encoding="utf-8")
+    with pytest.raises(Refusal, match=file):
+        open_encoder(resolve_base(BaseSpec(model=str(folder)), tmp_path).folder, TemplateSpec(), "broken")

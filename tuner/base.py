@@ -83,7 +83,11 @@ class Base:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        loaded = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        file = self.folder / "config.json"
+        try:
+            loaded = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            refuse(file, "", f"unreadable: {quoted(error, 80)}", "the model's own config.json", "copy the model folder again")
         return loaded if isinstance(loaded, dict) else {}
 
     @cached_property

@@ -183,7 +183,7 @@ def test_another_tokenizer_is_refused(copy: tuple[Path, Path], tiny_base: Path) 
 
 def test_questions_are_checked() -> None:
     assert as_messages("hi")[0].role == "user"
-    for bad in ([{"role": "usr", "content": "a"}], [{"role": "user", "content": 3}], [{"role": "assistant", "content": "a"}], []):
+    for bad in ([{"role": "usr", "content": "a"}], [{"role": "user", "content": 3}], [{"role": "assistant", "content": "a"}], [], "half \ud800 of a pair"):
         with pytest.raises(Refusal):
             as_messages(bad)
 

@@ -94,7 +94,7 @@ class Adapter:
 def as_messages(question: Question) -> list[Message]:
     """Text as one user message; mappings as messages. Raises Refusal on an unknown role or content that is not text."""
     if isinstance(question, str):
-        return [Message("user", question)]
+        return as_messages([{"role": "user", "content": question}])
     messages: list[Message] = []
     for index, item in enumerate(question):
         if isinstance(item, Message):
@@ -102,7 +102,7 @@ def as_messages(question: Question) -> list[Message]:
             continue
         item = cast("Mapping[str, str]", item)
         role, content = item.get("role"), item.get("content")
-        if role not in ROLES or not isinstance(content, str):
+        if role not in ROLES or not isinstance(content, str) or any("\ud800" <= c <= "\udfff" for c in content):
             refuse("question", f"messages[{index}]", quoted(dict(item)), f"role (one of {', '.join(ROLES)}) and content (text)", "mend the message")
         messages.append(Message(role, content))
     if not messages or messages[-1].role != "user":

@@ -98,7 +98,10 @@ def _raise_exception(message: str) -> NoReturn:
 def read_template(folder: Path, spec: TemplateSpec) -> ChatTemplate:
     """The base's own chat template, from chat_template.jinja or tokenizer_config.json."""
     path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        refuse(path, "", f"unreadable: {quoted(error, 80)}", "the model's own tokenizer_config.json", "copy the model's tokenizer files again")
     return ChatTemplate(_template_source(folder, config), _special_tokens(config), spec.system, dict(spec.chat_template_kwargs))
 
 

@@ -205,12 +205,19 @@ class Encoder:
 def open_encoder(folder: Path, spec: TemplateSpec, name: str) -> Encoder:
     """The encoder of a model or artifact folder. Loads neither torch nor transformers when tokenizer.json is there."""
     file = folder / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else _converted(folder)
+    tokenizer = _read_tokenizer(file) if file.is_file() else _converted(folder)
     template = read_template(folder, spec)
     stops = _stop_ids(folder, tokenizer, template)
     if not stops:
         refuse(name, "tokenizer", "no stop token (eos_token)", "a tokenizer that names one", "use the tokenizer files that belong to the model")
     return Encoder(tokenizer, template, stops, spec, name)
+
+
+def _read_tokenizer(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # noqa: BLE001 (tokenizers raises nothing narrower)
+        refuse(file, "", f"unreadable: {quoted(error, 80)}", "the model's own tokenizer.json", "copy the model's tokenizer files again")
 
 
 def _converted(folder: Path) -> Tokenizer:
