@@ -26,7 +26,7 @@ from tuner.safe_text import visible
 
 if TYPE_CHECKING:
     from tuner.data.findings import Finding
-    from tuner.pipeline import Prepared, Run
+    from tuner.pipeline import Diagnosed, Run
     from tuner.plan.budget import Plan
     from tuner.recipe import Recipe
     from tuner.train.sft import Progress
@@ -91,24 +91,51 @@ def evaluate(name: Name, recipe: RecipeFile, overrides: Overrides = None, profil
 
 @app.command()
 def check(
-    recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None, as_json: AsJson = False,
+    targets: Annotated[list[str], typer.Argument(help="a recipe with its overrides, or files of records (then data.KEY=VALUE may follow)", show_default=False)],
+    profile: Profile = None, as_json: AsJson = False,
     findings: Annotated[Path | None, typer.Option(help="also write every finding to this file (JSON)")] = None,
+    html: Annotated[Path | None, typer.Option(help="also write a page for the owner of the data")] = None,
+    with_base: Annotated[bool, typer.Option("--with-base", help="also load the base model and look for answers that do not belong to their prompts")] = False,
 ) -> None:  # fmt: skip
-    """Read every split, check the records, say what was found. Loads no model. Exit 2 when something must be mended."""
-    from tuner import pipeline
+    """Read every record, check it, say what was found. Needs no GPU, no torch and no model. Exit 2 when something must be mended."""
+    from tuner.data.summary import as_report
     from tuner.durable import json_text, write_text
 
     _refuse_unwritable(findings, "--findings")
-    prepared = pipeline.prepare(_recipe(recipe, overrides, profile))
-    report = {"files": prepared.accounts, "findings": [f.as_dict() for f in prepared.checked.findings]}
+    _refuse_unwritable(html, "--html")
+    began = time.monotonic()
+    with _Teller() as teller:
+        diagnosed = _diagnosed(targets, profile, with_base, teller)
+    report = as_report(diagnosed.checked, diagnosed.accounts)
     if findings is not None:
         write_text(findings, json_text(report["findings"]))
+    if html is not None:
+        from tuner.report.data_page import data_page
+
+        write_text(html, data_page(diagnosed.checked, report))
     if as_json:
         sys.stdout.write(json_text(report))
     else:
-        _say_checked(prepared)
-    if prepared.checked.errors:
+        _say_checked(diagnosed, seconds=time.monotonic() - began)
+        for path in (findings, html):
+            if path is not None:
+                out.print(f"written: {_shown_path(path)}", markup=False, soft_wrap=True)
+    if diagnosed.checked.errors:
         raise typer.Exit(Exit.REFUSED)
+
+
+def _diagnosed(targets: list[str], profile: str | None, with_base: bool, teller: _Teller) -> Diagnosed:
+    """The first target decides: a recipe with overrides, or files of records."""
+    from tuner import pipeline
+    from tuner.recipe import recipe_for_files
+
+    if Path(targets[0]).suffix in {".yaml", ".yml"}:
+        prepared = pipeline.prepare(_recipe(Path(targets[0]), targets[1:], profile), teller)
+        return pipeline.with_base_findings(prepared, teller) if with_base else prepared
+    if with_base:
+        refuse("command line", "--with-base", "files without a recipe", "a recipe: it names the base", "write a recipe with base.model")
+    overrides = [t for t in targets if "=" in t and not Path(t).exists()]
+    return pipeline.check_files(recipe_for_files([t for t in targets if t not in overrides], overrides), teller)
 
 
 @app.command()
@@ -349,6 +376,7 @@ class _Teller:
         )  # fmt: skip
         self.task: Any = None
         self.what = ""
+        self.began_what = ("", 0.0)
         self.spoke = 0.0
         self.began = time.monotonic()
 
@@ -362,8 +390,29 @@ class _Teller:
         self._close()
         err.print(f"[{time.monotonic() - self.began:6.1f} s] {name}: {visible(say)}", markup=False, soft_wrap=True)
 
-    def checked(self, prepared: Prepared) -> None:
+    def checked(self, prepared: Diagnosed) -> None:
+        self._close()
         _say_checked(prepared, brief=True)
+
+    def reading(self, file: str, bytes_read: int) -> None:
+        self._later("reading", visible(file), bytes_read / 1e6, None, "MB")
+
+    def checking(self, what: str, done: int, total: int) -> None:
+        if what == "records":
+            self._later("checking", "records", done, total, "records")
+        else:
+            self._later("comparing", what, done, total, "")
+
+    def _later(self, what: str, detail: str, done: float, total: int | None, unit: str) -> None:
+        """Moves the bar, once this piece of work has taken two seconds."""
+        now = time.monotonic()
+        if what != self.began_what[0]:
+            self.began_what = (what, now)
+        spent = now - self.began_what[1]
+        if spent > 2:
+            left = None if total is None or not done else spent * (total - done) / done
+            rate = f"{detail}, {done / spent:,.0f} {unit}/s" if unit else detail
+            self._move(what, int(done), total if total is not None else int(done), rate, left)
 
     def planned(self, plan: Plan) -> None:
         _say_plan(plan, with_how=False)
@@ -414,21 +463,40 @@ def _note_single_process() -> None:
                   "--num_processes N -m tuner …` (its name for torchrun). Going on with one; the result is the same, slower.", markup=False)  # fmt: skip
 
 
-def _say_checked(prepared: Prepared, brief: bool = False) -> None:
-    checked = prepared.checked
-    for account in prepared.accounts:
-        said = f"read {account['read']} = kept {account['kept']} + dropped {account['dropped']} + rejected {account['rejected']}"
-        out.print(f"{account['split']:18} {said}  {visible(account['file'])}", markup=False, soft_wrap=True)
-    used = ", ".join(f"{split} {len(records)}" for split, records in prepared.splits.records.items())
-    out.print(
-        f"{used} records; {checked.count('error')} errors, {checked.count('warning')} warnings, {checked.count('note')} notes", markup=False, soft_wrap=True
-    )
-    groups = Counter((f.severity, f.check) for f in checked.findings)
-    for (severity, name), count in sorted(groups.items()):
-        out.print(f"{severity:8} {name}: {count}", markup=False, soft_wrap=True)
-        first = [f for f in checked.findings if f.check == name and f.severity == severity]
-        for finding in first[: 0 if brief and severity != "error" else 10]:
+def _say_checked(diagnosed: Diagnosed, brief: bool = False, seconds: float | None = None) -> None:
+    """Accounts of the files, counts, the five groups that matter most; then, unless `brief`, every group with its first ten places."""
+    from tuner.data.summary import groups, summary
+
+    checked = diagnosed.checked
+    for account in diagnosed.accounts:
+        reasons = ", ".join(f"{name} {count}" for name, count in account["reasons"].items())
+        said = f"read {account['read']} = kept {account['kept']} + dropped {account['dropped']}{f' ({reasons})' if reasons else ''} + rejected {account['rejected']}"
+        out.print(f"{visible(account['split']):18} {said}  {visible(account['file'])}", markup=False, soft_wrap=True)
+    whole = summary(checked)
+    used = ", ".join(f"{split} {count}" for split, count in whole["records"].items())
+    took = "" if seconds is None else f"; {seconds:.1f} s"
+    out.print(f"{visible(used)} records; {whole['errors']} errors, {whole['warnings']} warnings, {whole['notes']} notes{took}", markup=False, soft_wrap=True)
+    if whole["redacted"]:
+        out.print("redacted: " + ", ".join(f"{kind} {count}" for kind, count in whole["redacted"].items()), markup=False, soft_wrap=True)
+    for split, counts in whole["tokens"].items():
+        (p50, p95, most), (c50, c95, longest) = counts["prompt"], counts["completion"]
+        out.print(f"tokens of {visible(split)}: prompt median {p50}, 95 % under {p95}, longest {most}; completion {c50}, {c95}, {longest}", markup=False, soft_wrap=True)
+    found = groups(checked.findings)
+    if found and not brief:
+        out.print("\nwhat matters most", style="bold")
+        for group in found[:5]:
+            first = group.findings[0]
+            out.print(f"  {group.severity:8}{group.check} ({group.code.lower()}): {group.count}", style=_STYLE[group.severity], markup=False, soft_wrap=True)
+            out.print(f"          {visible(first.where)}: {visible(first.found, 160)}\n          {visible(first.fix)}", markup=False, soft_wrap=True)
+    for group in found:
+        shown = group.findings[: 0 if brief and group.severity != "error" else 10]
+        rest = f", the first {len(shown)} of them" if 0 < len(shown) < group.count else ""
+        out.print(f"{'' if brief else chr(10)}{group.severity:8}{group.check} {group.code}: {group.count}{rest}", style=None if brief else "bold", markup=False, soft_wrap=True)
+        for finding in shown:
             _say_finding(finding)
+
+
+_STYLE = {"error": "red", "warning": "yellow", "note": "dim"}
 
 
 def _say_finding(finding: Finding) -> None:

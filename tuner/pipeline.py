@@ -13,17 +13,23 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tuner.artifact.store import Version
 from tuner.base import Base, guard_tokenizer, resolve_base
 from tuner.catalog import choose
 from tuner.data.checks import CHECKS
-from tuner.data.findings import Checked, Context, run_checks
+from tuner.data.doctor import Checked, examine, refuse_wrong_actions
+from tuner.data.findings import Finding, Scene, finding
+from tuner.data.record import Record
 from tuner.data.splits import Splits, read_splits
 from tuner.durable import ensure_folder, json_text
 from tuner.errors import Problem, Refusal, refuse
@@ -42,7 +48,9 @@ class Listener(Protocol):
     """Who is told what a run is doing."""
 
     def stage(self, name: str, say: str) -> None: ...
-    def checked(self, prepared: Prepared) -> None: ...
+    def reading(self, file: str, bytes_read: int) -> None: ...
+    def checking(self, what: str, done: int, total: int) -> None: ...
+    def checked(self, prepared: Diagnosed) -> None: ...
     def planned(self, plan: Plan) -> None: ...
     def training(self, progress: Progress) -> None: ...
     def grading(self, what: str, done: int, total: int) -> None: ...
@@ -52,7 +60,9 @@ class Quiet:
     """A listener that says nothing: the default, and that of every rank but the main one."""
 
     def stage(self, name: str, say: str) -> None: ...
-    def checked(self, prepared: Prepared) -> None: ...
+    def reading(self, file: str, bytes_read: int) -> None: ...
+    def checking(self, what: str, done: int, total: int) -> None: ...
+    def checked(self, prepared: Diagnosed) -> None: ...
     def planned(self, plan: Plan) -> None: ...
     def training(self, progress: Progress) -> None: ...
     def grading(self, what: str, done: int, total: int) -> None: ...
@@ -62,14 +72,11 @@ QUIET = Quiet()
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Records checked and turned into rows, on a resolved base. `rows` holds what will be trained and watched."""
+class Diagnosed:
+    """Records read and checked, with an account of every file."""
 
     recipe: Recipe
-    base: Base
-    encoder: Encoder
     checked: Checked
-    rows: dict[str, list[Row]]
 
     @property
     def splits(self) -> Splits:
@@ -77,14 +84,18 @@ class Prepared:
 
     @property
     def accounts(self) -> list[dict[str, Any]]:
-        """Per file: read = kept + dropped + rejected, to the record."""
+        """Per file: read = kept + dropped + rejected, to the record; `reasons` says which check dropped how many."""
+        kept = Counter((r.split, r.file) for records in self.splits.records.values() for r in records)
+        kept += Counter((r.split, r.file) for r in self.splits.production)
         lines = []
         for account in self.splits.accounts:
             own = {account.split} if account.split != "train" else {"train", *self._cut_splits()}
-            kept = sum(r.file == account.file for split in own for r in self.splits[split])
+            left = sum(kept[split, account.file] for split in own)
+            reasons = {name: by_file[account.file] for name, by_file in self.checked.dropped.items() if by_file.get(account.file)}
             lines.append({
-                "file": account.file, "split": account.split, "digest": account.digest, "read": account.read,
-                "kept": kept, "dropped": account.read - account.rejected - kept, "rejected": account.rejected,
+                "file": account.file, "split": account.split, "digest": account.digest, "read": account.read, "kept": left,
+                "dropped": account.read - account.rejected - left, "rejected": account.rejected,
+                "reasons": reasons | ({"take": account.not_taken} if account.not_taken else {}),
             })  # fmt: skip
         return lines
 
@@ -92,6 +103,19 @@ class Prepared:
         """The splits that were cut from train's own files."""
         cut = self.recipe.data.cut
         return [split for split, share in (("validation", cut.validation), ("held_out", cut.held_out)) if share > 0]
+
+
+@dataclass(frozen=True)
+class Prepared(Diagnosed):
+    """Records checked on a resolved base. `rows`, made when first asked for, holds what will be trained, watched and graded."""
+
+    base: Base
+    encoder: Encoder
+
+    @cached_property
+    def rows(self) -> dict[str, list[Row]]:
+        """Every kept record as tokens, by split."""
+        return {split: self.encoder.rows(records) for split, records in self.splits.records.items()}
 
 
 @dataclass(frozen=True)
@@ -110,9 +134,9 @@ class Run:
 # --- data and template ---------------------------------------------------------------------------------------------
 
 
-def prepare(recipe: Recipe) -> Prepared:
-    """Read, check and tokenise every split. Findings that refuse are kept in `checked`; the caller decides when to raise."""
-    base, splits = _base_and_splits(recipe)
+def prepare(recipe: Recipe, listener: Listener = QUIET) -> Prepared:
+    """Read and check every split. Findings that refuse are kept in `checked`; the caller decides when to raise."""
+    base, splits = _base_and_splits(recipe, listener)
     encoder = open_encoder(base.folder, recipe.template, base.name)
     guard_tokenizer(encoder.tokenizer, base.name)
     if base.context_tokens is not None and recipe.template.max_tokens > base.context_tokens:
@@ -123,15 +147,24 @@ def prepare(recipe: Recipe) -> Prepared:
             f"at most {base.context_tokens}, the base's context",
             "lower it",
         )
-    rows = {split: encoder.rows(records) for split, records in splits.records.items()}
-    checked = check_rows(recipe, encoder, splits, rows)
-    kept = {(r.split, r.file, r.line) for records in checked.splits.records.values() for r in records}
-    rows = {split: [r for r in of if (r.record.split, r.record.file, r.record.line) in kept] for split, of in rows.items()}
-    return Prepared(recipe, base, encoder, checked, rows)
+    scene = Scene(recipe.data, recipe.template.max_tokens, base.context_tokens, frozenset(encoder.control_texts))
+    checked = examine(splits, scene, CHECKS, lambda records: count_tokens(encoder, records), listener.checking)
+    for split, records in checked.splits.records.items():
+        if not records and not checked.errors:
+            refuse(recipe.at("data", split.split(".")[0]), f"data.{split}", "no records left after checks", "at least one record",
+                   "look at what the checks dropped, or leave the split out")  # fmt: skip
+    return Prepared(recipe, checked, base, encoder)
 
 
-def _base_and_splits(recipe: Recipe) -> tuple[Base, Splits]:
-    """The base and the records. Raises Refusal with the problems of base, data and named choices together."""
+def check_files(recipe: Recipe, listener: Listener = QUIET) -> Diagnosed:
+    """Read and check the recipe's data alone: no base, no template, so no token is counted."""
+    refuse_wrong_actions(CHECKS, recipe.data, lambda name: recipe.at("data", "checks", name))
+    splits = read_splits(recipe.data, recipe.path.parent, recipe.seed, listener.reading)
+    return Diagnosed(recipe, examine(splits, Scene(recipe.data), CHECKS, tick=listener.checking))
+
+
+def _base_and_splits(recipe: Recipe, listener: Listener) -> tuple[Base, Splits]:
+    """The base and the records. Raises Refusal with the problems of base and named choices together."""
     problems: list[Problem] = []
 
     def gathered(call: Callable[[], Any]) -> Any:
@@ -140,26 +173,27 @@ def _base_and_splits(recipe: Recipe) -> tuple[Base, Splits]:
         except Refusal as refusal:
             problems.extend(refusal.problems)
 
-    for name in recipe.data.checks:
-        gathered(lambda name=name: choose(CHECKS, name, recipe.at("data", "checks", name), "data.checks"))  # type: ignore[misc]
+    gathered(lambda: refuse_wrong_actions(CHECKS, recipe.data, lambda name: recipe.at("data", "checks", name)))
     gathered(lambda: metric_names(recipe.evaluate, recipe.data.task, recipe.at("evaluate", "metrics")))
     base = gathered(lambda: resolve_base(recipe.base, recipe.path.parent, recipe.at("base", "model")))
-    splits = gathered(lambda: read_splits(recipe.data, recipe.path.parent, recipe.seed))
+    splits = gathered(lambda: read_splits(recipe.data, recipe.path.parent, recipe.seed, listener.reading))
     if problems:
-        raise Refusal(problems)
+        found = [f.problem() for f in splits.findings] if splits is not None else []
+        raise Refusal([*problems, *found])
     return base, splits
 
 
-def check_rows(recipe: Recipe, encoder: Encoder, splits: Splits, rows: dict[str, list[Row]]) -> Checked:
-    """Run the catalogue of checks. Raises Refusal when nothing is left of a split."""
-    tokens = {(r.record.file, r.record.line): (r.prompt_tokens, len(r.input_ids) - r.prompt_tokens) for of in rows.values() for r in of}
-    context = Context(splits, recipe.data.task, recipe.template.max_tokens, frozenset(encoder.control_texts), tokens)
-    checked = run_checks(CHECKS, context, recipe.data)
-    for split, records in checked.splits.records.items():
-        if not records and not checked.errors:
-            refuse(recipe.at("data", split.split(".")[0]), f"data.{split}", "no records left after checks", "at least one record",
-                   "look at what the checks dropped, or leave the split out")  # fmt: skip
-    return checked
+def count_tokens(encoder: Encoder, records: Sequence[Record]) -> tuple[NDArray[np.int32], list[Finding]]:
+    """(N, 2) tokens of prompt and completion as they will be trained, and a finding for each record that cannot be rendered."""
+    counts = np.zeros((len(records), 2), dtype=np.int32)
+    refused: list[Finding] = []
+    for index, (record, row) in enumerate(encoder.rows_or_refusals(records)):
+        if isinstance(row, Row):
+            counts[index] = row.prompt_tokens, len(row.input_ids) - row.prompt_tokens
+        else:
+            problem = row.problems[0]
+            refused.append(replace(finding(record, "NOT_RENDERED", problem.field, problem.found, problem.accepted, problem.try_), check="template"))
+    return counts, refused
 
 
 # --- plan ----------------------------------------------------------------------------------------------------------
@@ -198,7 +232,7 @@ def run(recipe: Recipe, store: Path | None = None, listener: Listener = QUIET, *
     if is_main():
         ensure_folder(store / recipe.name)
     listener.stage("data", "reading and checking records")
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, listener)
     listener.checked(prepared)
     prepared.checked.raise_if_refused()
     if reuse and (finished := find_finished(prepared, store)) is not None:

@@ -121,6 +121,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), profile: str | 
     return recipe
 
 
+def recipe_for_files(files: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that reads `files` as its train split, for looking at data before there is a recipe. Only its data section means anything."""
+    text = f"name: files\nbase:\n  model: smollm2-135m-instruct\ndata:\n  train: {json.dumps(list(files), ensure_ascii=False)}\n"
+    document = parse_yaml(text, "command line")
+    for words in overrides:
+        _apply_override(document, words)
+    recipe = _validate(document)
+    recipe._document, recipe._path, recipe._text = document, Path("recipe.yaml").resolve(), text
+    return recipe
+
+
 def _read(file: Path) -> str:
     try:
         size = file.stat().st_size
@@ -463,4 +474,4 @@ def _value_lines(key: str, value: Any, indent: str, comments: bool) -> Iterator[
 
 def _flow(value: Any) -> str:
     """`value` as JSON that YAML reads as the same value: what YAML calls a line break or unprintable is escaped."""
-    return re.sub("[\x7f-\x9f\u2028\u2029\ufffe\uffff]", lambda m: f"\\u{ord(m[0]):04x}", json.dumps(value, ensure_ascii=False))
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufffe\uffff]", lambda m: f"\\u{ord(m[0]):04x}", json.dumps(value, ensure_ascii=False, default=str))

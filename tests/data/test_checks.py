@@ -1,162 +1,196 @@
-"""Every check of the catalogue finds its fault and leaves good records alone; every action does what it says."""
+"""Every check of the catalogue finds its fault and leaves good records alone; every action does what it says. Samples: tests/data/samples."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
-from tuner.data.checks import CHECKS
-from tuner.data.findings import SEVERITY, Checked, Context, run_checks
-from tuner.data.record import Message, Record, Role
+from tests.data.samples import CONTROL_TEXTS, Row, Sample, all_samples, chat, count_words, examined, pair, places, written
+from tuner.data.checks import CHECKS, READING
+from tuner.data.doctor import Checked, examine, refuse_wrong_actions
+from tuner.data.findings import SEVERITY, Scene, Severity
 from tuner.data.spec import Action, DataSpec
-from tuner.data.splits import Splits
 from tuner.errors import Refusal
 
-Pair = tuple[str, str]  # prompt, completion
-
-GOOD: dict[str, list[Pair]] = {
-    "train": [("how are you", "fine"), ("who is it", "me"), ("what now", "fine")],
-    "held_out": [("where to", "me")],
-}
-GOOD_JSON: dict[str, list[Pair]] = {"train": [("a", '{"x": 1}'), ("b", "{}"), ("c", '{"x": "\\u00e9"}')]}
-
-# check: (task, splits with the fault, places of its findings, splits without it)
-SAMPLES: dict[str, tuple[str, dict[str, list[Pair]], list[str], dict[str, list[Pair]]]] = {
-    "empty_completion": ("text", {"train": [("a", "x"), ("b", ""), ("c", " \n\t"), ("d", "\u200b\ufeff\u00a0"), ("e", "\u3000.")]},
-                         ["train:2", "train:3", "train:4"], GOOD),
-    "empty_prompt": ("text", {"train": [("a", "x"), ("", "y")], "held_out": [("\u00a0\u2060", "z")]}, ["train:2", "held_out:1"], GOOD),
-    "json_completion": ("json", {"train": [("a", "{}"), ("b", "[1]"), ("c", "{"), ("d", "{} {}"), ("e", "null"), ("f", '{"n": ' + "9" * 5000 + "}"),
-                                           ("g", "[" * 100_000)], "held_out": [("h", "x")]},
-                        [*(f"train:{i}" for i in range(2, 8)), "held_out:1"], GOOD_JSON),
-    "padded_label": ("label", {"train": [("a", "yes"), ("b", " yes"), ("c", "yes\n")]}, ["train:2", "train:3"], GOOD),
-    "control_tokens": ("text", {"train": [("a <|end|> b", "x"), ("b", "y"), ("c", "<|end|>")]}, ["train:1", "train:3"], GOOD),
-    "exact_duplicates": ("text", {"train": [("a", "x"), ("b", "y"), ("a", "x"), ("a", "x"), ("a", "z")], "held_out": [("q", "x"), ("q", "x")]},
-                         ["train:3", "train:4", "held_out:2"], GOOD),
-    "contradictions": ("text", {"train": [("a", "x"), ("b", "y"), (" A ", "z"), ("a", "X")], "held_out": [("c", "1"), ("b", "2")]},
-                       ["train:1", "train:3", "train:4"], GOOD),
-    "overlap": ("text", {"train": [("a", "x"), ("b", "y"), ("A", "z")], "validation": [("c", "x")], "held_out": [("a", "x"), ("c", "q"), ("a", "y")],
-                         "ood.far": [("d", "x"), ("b", "y")]}, ["train:1", "train:3", "validation:1", "train:2"], GOOD),
-    "unseen_label": ("label", {"train": [("a", "x"), ("b", "y")], "held_out": [("c", "x"), ("d", "new"), ("e", "new")], "ood.far": [("f", "new")]},
-                     ["held_out:2", "ood.far:1"], GOOD),
-    "overlong": ("text", {"train": [("a b c", "d e"), ("a b c", "d e f"), ("a b c d e f", "g")]}, ["train:2", "train:3"], GOOD),
-}  # fmt: skip
-
-
-def context(task: str, splits: dict[str, list[Pair]], max_tokens: int = 5) -> Context:
-    """Tokens are words; `<|end|>` is the one special token."""
-    records = {
-        split: [Record((Message("user", p), Message("assistant", c)), split, line, split) for line, (p, c) in enumerate(pairs, 1)]
-        for split, pairs in splits.items()
-    }
-    tokens = {(r.file, r.line): (len(r.messages[0].content.split()), len(r.completion.split())) for rows in records.values() for r in rows}
-    return Context(Splits(records, ()), task, max_tokens, frozenset({"<|end|>"}), tokens)
-
-
-def run(names: list[str], task: str, splits: dict[str, list[Pair]], **actions: str) -> Checked:
-    spec = DataSpec.model_validate({"train": "train", "task": task, "checks": actions})
-    return run_checks({name: CHECKS[name] for name in names}, context(task, splits), spec)
-
-
-def places(checked: Checked) -> list[str]:
-    return [f"{f.file}:{f.line}" for f in checked.findings]
+SAMPLES = all_samples()
+EACH_SAMPLE = [pytest.param(name, sample, id=f"{name}-{number}") for name, of in sorted(SAMPLES.items()) for number, sample in enumerate(of, 1)]
+NASTY = "\x1b[2J\u202e\x9b\u200b\n"
 
 
 def test_every_check_of_the_catalogue_has_a_failing_and_a_passing_sample() -> None:
-    assert SAMPLES.keys() == CHECKS.keys() and len(CHECKS) >= 10
+    looking = {name for name, check in CHECKS.items() if check.each is not None or check.whole is not None}
+    without, unknown = ", ".join(sorted(looking - SAMPLES.keys())), ", ".join(sorted(SAMPLES.keys() - looking))
+    assert not without, f"checks without a sample in tests/data/samples: {without}"
+    assert not unknown, f"samples of checks that are not in the catalogue: {unknown}"
+    assert all(of and all(list(s.expected) and s.clean for s in of) for of in SAMPLES.values()) and len(looking) >= 10
+    assert {name for name, check in CHECKS.items() if check.each is None and check.whole is None} == READING.keys()
 
 
-@pytest.mark.parametrize("name", SAMPLES)
-def test_a_check_finds_its_fault_at_its_places_and_nothing_in_good_records(name: str) -> None:
-    task, bad, expected, good = SAMPLES[name]
-    found = run([name], task, bad)
-    assert sorted(places(found)) == sorted(expected)
-    for finding in found.findings:
-        assert finding.check == name and finding.code and finding.field and finding.found and finding.accepted and finding.fix
-        assert len(finding.record_id) == 12 and finding.problem().where == f"{finding.file}:{finding.line}"
-    assert places(run([name], task, good)) == []
+@pytest.mark.parametrize(("name", "sample"), EACH_SAMPLE)
+def test_a_check_finds_its_fault_at_its_places_and_nothing_in_good_records(name: str, sample: Sample, tmp_path: Path) -> None:
+    checked = examined(name, sample, sample.splits, tmp_path)
+    assert places(checked.findings) == sorted(sample.expected)
+    for finding in checked.findings:
+        assert finding.check == name and finding.severity == "warning"
+        assert finding.code.isupper() and finding.field and finding.found and finding.accepted and finding.fix
+        assert len(finding.record_id) == (12 if finding.line else 0)
+        assert finding.problem().where == (f"{finding.file}:{finding.line}" if finding.line else finding.file)
+    assert examined(name, sample, sample.clean, tmp_path).findings == []
 
 
-@pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("action", get_args(Action))
-def test_an_action_sets_severity_and_only_drop_removes_records(name: str, action: str) -> None:
-    task, bad, expected, _ = SAMPLES[name]
-    checked = run([name], task, bad, **{name: action})
-    before = Counter(f"{split}:{line}" for split, pairs in bad.items() for line in range(1, len(pairs) + 1))
-    after = Counter(r.where for rows in checked.splits.records.values() for r in rows)
-    dropped = Counter({split: n for by_file in checked.dropped.values() for split, n in by_file.items()})
-    if action == "off":
-        assert checked.findings == [] and after == before
-        return
-    severity = {"refuse": "error", "warn": "warning", "drop": "note"}[action]
-    assert {f.severity for f in checked.findings} == {severity} and checked.count(severity) == len(expected) == len(checked.findings)  # type: ignore[arg-type]
-    assert after == (before - Counter(expected) if action == "drop" else before)
-    assert dropped == (Counter(place.rpartition(":")[0] for place in set(expected)) if action == "drop" else {})
-    assert before.total() == after.total() + dropped.total()  # read = kept + dropped
+@pytest.mark.parametrize(("name", "sample"), EACH_SAMPLE)
+def test_an_action_sets_severity_and_only_drop_removes_records(name: str, sample: Sample, action: Action, tmp_path: Path) -> None:
+    checked = examined(name, sample, sample.splits, tmp_path, action)
+    expected = sorted(sample.expected) if action != "off" else []
+    assert places(checked.findings) == expected
+    assert {f.severity for f in checked.findings} == ({SEVERITY[action]} if expected else set())
+    marked = Counter({(split, line) for split, line, _ in expected if line}) if action == "drop" else Counter()
+    before = Counter((split, line) for split, rows in sample.splits.items() if split != "production" for line in range(1, len(rows) + 1))
+    after = Counter((r.split, r.line) for rows in checked.splits.records.values() for r in rows)
+    assert after == before - marked
+    _assert_accounted(checked)
     if action == "refuse":
         with pytest.raises(Refusal) as caught:
             checked.raise_if_refused()
-        assert [p.where for p in caught.value.problems] == places(checked)
+        assert len(caught.value.problems) == len(expected)
     else:
         checked.raise_if_refused()
 
 
+def _assert_accounted(checked: Checked) -> None:
+    """read = kept + dropped + rejected, of every file; and the context tells the same of every record that was kept."""
+    dropped: Counter[str] = Counter()
+    for by_file in checked.dropped.values():
+        dropped.update(by_file)
+    for account in checked.splits.accounts:
+        kept = sum(r.file == account.file for r in checked.splits[account.split])
+        if account.split != "production":
+            assert account.read == kept + dropped.pop(account.file, 0) + account.rejected
+    assert not +dropped
+    context = checked.context
+    assert list(context.records) == [r for rows in checked.splits.records.values() for r in rows]
+    assert len(context.measures.exact) == len(context.measures.bands) == len(context.measures.tokens) == len(context.records)
+    assert context.split_of == [r.split for r in context.records]
+
+
+@pytest.mark.parametrize(("name", "sample"), EACH_SAMPLE)
+def test_what_drop_leaves_passes_the_same_check(name: str, sample: Sample, tmp_path: Path) -> None:
+    kept = examined(name, sample, sample.splits, tmp_path, "drop").splits
+    spec = DataSpec.model_validate({"train": "train.jsonl", **{k: v for k, v in sample.data.items() if k not in kept.records}, "checks": {name: "warn"}})
+    again = examine(kept, Scene(spec, sample.max_tokens, None, CONTROL_TEXTS), {**READING, name: CHECKS[name]}, count_words)
+    assert [f for f in again.findings if f.line] == []
+
+
 def test_every_action_has_a_severity() -> None:
-    assert SEVERITY.keys() == set(get_args(Action)) and len(SEVERITY) == 4
+    assert SEVERITY.keys() == set(get_args(Action)) and len(SEVERITY) == 4 and set(SEVERITY.values()) == set(get_args(Severity))
 
 
-def test_a_record_dropped_by_two_checks_is_counted_once() -> None:
-    bad: dict[str, list[Pair]] = {"train": [("a", "{}"), ("", ""), ("b", "[]"), ("", "x")]}
-    checked = run(["empty_completion", "empty_prompt", "json_completion"], "json", bad, empty_completion="drop", empty_prompt="drop", json_completion="drop")
-    assert checked.dropped == {"empty_completion": {"train": 1}, "empty_prompt": {"train": 1}, "json_completion": {"train": 1}}
-    assert [r.line for r in checked.splits["train"]] == [1] and len(checked.findings) == 6
+def test_a_record_dropped_by_two_checks_is_counted_once(tmp_path: Path) -> None:
+    rows = [pair("a", "x", id=1), pair("a", "x", id=1), pair("a", "x y z", id=1), pair("b", "x", id=2)]
+    spec, splits = written({"train": rows}, {"references": "one", "checks": dict.fromkeys(("exact_duplicates", "contradictions", "repeated_ids", "overlong"), "drop")},
+                           tmp_path)  # fmt: skip
+    checked = examine(splits, Scene(spec, 3), CHECKS, count_words)
+    own = [f for f in checked.findings if f.severity == "note"]
+    assert Counter(f.check for f in own) == {"exact_duplicates": 1, "contradictions": 3, "repeated_ids": 2, "overlong": 1}
+    assert {name: dict(by_file) for name, by_file in checked.dropped.items() if by_file} == {
+        "overlong": {"train.jsonl": 1}, "exact_duplicates": {"train.jsonl": 1}, "contradictions": {"train.jsonl": 1}
+    }  # fmt: skip
+    assert checked.dropped["repeated_ids"] == {}  # line 2 was gone, line 3 too
+    assert [r.line for r in checked.splits["train"]] == [4]
+    _assert_accounted(checked)
 
 
-def test_dropping_duplicates_keeps_the_first_and_dropping_contradictions_keeps_none() -> None:
-    assert [r.line for r in run(["exact_duplicates"], "text", SAMPLES["exact_duplicates"][1], exact_duplicates="drop").splits["train"]] == [1, 2, 5]
-    assert [r.line for r in run(["contradictions"], "text", SAMPLES["contradictions"][1], contradictions="drop").splits["train"]] == [2]
+def test_a_record_that_a_check_of_single_records_drops_is_not_compared_with_others(tmp_path: Path) -> None:
+    bad = [name for name, check in CHECKS.items() if check.each is not None and name == "hidden_characters"]
+    if not bad:
+        pytest.skip("the catalogue has no hidden_characters yet")
+    rows = [pair("q\u202e", "x"), pair("q\u202e", "x"), pair("r", "x"), pair("r", "x")]
+    spec, splits = written({"train": rows}, {"checks": {"hidden_characters": "drop", "exact_duplicates": "drop"}}, tmp_path)
+    checked = examine(splits, Scene(spec), CHECKS)
+    assert checked.dropped["hidden_characters"] == {"train.jsonl": 2} and checked.dropped["exact_duplicates"] == {"train.jsonl": 1}
+    assert [r.line for r in checked.splits["train"]] == [3]
+
+
+def test_an_action_that_keeps_what_nobody_could_read_is_refused() -> None:
+    tried = 0
+    for name in READING:
+        for action in get_args(Action):
+            spec = DataSpec.model_validate({"train": "a", "checks": {name: action}})
+            if action in (("refuse",) if name == "files" else ("refuse", "drop")):
+                refuse_wrong_actions(CHECKS, spec, lambda name: f"recipe:{name}")
+            else:
+                with pytest.raises(Refusal) as caught:
+                    refuse_wrong_actions(CHECKS, spec, lambda name: f"recipe:{name}")
+                (problem,) = caught.value.problems
+                assert (problem.where, problem.field, problem.found) == (f"recipe:{name}", f"data.checks.{name}", action)
+            tried += 1
+    assert tried == 16
+    for name in CHECKS.keys() - READING.keys():
+        for action in get_args(Action):
+            refuse_wrong_actions(CHECKS, DataSpec.model_validate({"train": "a", "checks": {name: action}}), str)
+
+
+def test_unknown_checks_are_refused_all_at_once_and_the_nearest_name_is_offered() -> None:
+    spec = DataSpec.model_validate({"train": "a", "checks": {"exact_duplicate": "drop", "files": "off", "nonsense": "warn"}})
+    with pytest.raises(Refusal) as caught:
+        refuse_wrong_actions(CHECKS, spec, lambda name: f"recipe:{name}")
+    assert [p.where for p in caught.value.problems] == ["recipe:exact_duplicate", "recipe:files", "recipe:nonsense"]
+    assert "exact_duplicates" in caught.value.problems[0].try_
+
+
+def test_records_that_cannot_be_read_are_dropped_or_refused_and_counted_either_way(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "completion": "x"}\n{"prompt": "b"\n{"prompt": "c", "completion": 3}\n', encoding="utf-8")
+    from tuner.data.splits import read_splits
+
+    for action in ("refuse", "drop"):
+        spec = DataSpec.model_validate({"train": "train.jsonl", "checks": {"unreadable": action, "structure": action}})
+        checked = examine(read_splits(spec, tmp_path, 0), Scene(spec), CHECKS)
+        assert [(f.check, f.line, f.severity) for f in checked.findings] == [("unreadable", 2, SEVERITY[action]), ("structure", 3, SEVERITY[action])]
+        assert [(a.read, a.rejected) for a in checked.splits.accounts] == [(3, 2)] and len(checked.splits["train"]) == 1
+
+
+def test_a_finding_never_carries_a_raw_control_character(tmp_path: Path) -> None:
+    seen: Counter[str] = Counter()
+    for number, (name, sample) in enumerate((name, sample) for name, of in SAMPLES.items() for sample in of):
+        nasty = {split: [_with_control_characters(row) for row in rows] for split, rows in sample.splits.items()}
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        spec, splits = written(nasty, {**sample.data, "checks": dict.fromkeys(CHECKS.keys() - READING.keys(), "warn")}, folder)
+        for finding in examine(splits, Scene(spec, sample.max_tokens, None, CONTROL_TEXTS), CHECKS, count_words).findings:
+            raw = [c for value in finding.as_dict().values() for c in str(value) if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}]
+            assert raw == [], (name, finding)
+            seen[finding.check] += 1
+    assert len(seen) >= len(SAMPLES) // 2 and seen.total() > 100
+
+
+def _with_control_characters(row: Row) -> dict[str, Any]:
+    """The row with nasty characters behind every text, its columns' names and its values; what decides its meaning stays."""
+    shape = {"prompt", "completion", "messages"}
+    dirty: dict[str, Any] = {k: f"{v}{NASTY}" if isinstance(v, str) and k in {"prompt", "completion"} else v for k, v in row.items()}
+    dirty = {k: f"{v}{NASTY}" if k not in shape and isinstance(v, str) and k not in {"source", "as_of"} else v for k, v in dirty.items()}
+    if "messages" in dirty:
+        dirty["messages"] = [{**m, "content": f"{m['content']}{NASTY}"} if m.get("content") else m for m in dirty["messages"]]
+    return dirty | {f"column {NASTY}": NASTY}
 
 
 def test_defaults_follow_the_task() -> None:
-    by_task = {task: {name: check.action(task) for name, check in CHECKS.items()} for task in ("text", "label", "json")}
-    assert by_task["text"]["contradictions"] == "warn" and by_task["label"]["contradictions"] == by_task["json"]["contradictions"] == "refuse"
-    for name in ("empty_completion", "empty_prompt", "overlap", "overlong"):
-        assert {by_task[task][name] for task in by_task} == {"refuse"}
-    for name, task in (("json_completion", "json"), ("padded_label", "label"), ("unseen_label", "label")):
-        for other in {"text", "label", "json"} - {task}:
-            assert places(run([name], other, SAMPLES[name][1])) == []
+    by_task = {task: DataSpec.model_validate({"train": "a", "task": task}) for task in ("text", "label", "json")}
+    assert CHECKS["contradictions"].action(by_task["text"], "contradictions") == "warn"
+    assert {CHECKS["contradictions"].action(by_task[task], "contradictions") for task in ("label", "json")} == {"refuse"}
+    said = DataSpec.model_validate({"train": "a", "task": "label", "checks": {"contradictions": "off"}})
+    assert CHECKS["contradictions"].action(said, "contradictions") == "off"
+    for name in ("overlap", "near_overlap", "overlong", *READING):
+        assert {CHECKS[name].action(spec, name) for spec in by_task.values()} == {"refuse"}
 
 
-def test_a_finding_names_the_other_record_or_the_other_answer() -> None:
-    found = {name: run([name], SAMPLES[name][0], SAMPLES[name][1]).findings for name in ("exact_duplicates", "contradictions", "overlap")}
-    assert found["exact_duplicates"][0].found == "the same as train:1"
-    assert "train:1 says 'x'" in found["contradictions"][0].found and "train:3 says 'z'" in found["contradictions"][0].found
-    assert found["contradictions"][0].found.startswith("2 answers")  # 'x' and 'X' are one
-    assert "train (train:1) and held_out (held_out:1)" in found["overlap"][0].found
-
-
-def test_a_finding_never_carries_a_raw_control_character() -> None:
-    nasty = "\x1b[2J\u202e"
-    bad: dict[str, list[Pair]] = {"train": [("a", nasty), ("a", f" {nasty}x "), ("<|end|>", "x")], "held_out": [("a", nasty + "new")]}
-    swept = 0
-    for task in ("label", "json", "text"):
-        for finding in run(list(CHECKS), task, bad).findings:
-            assert not {"\x1b", "\u202e"} & set("".join(map(str, finding.as_dict().values())))
-            swept += 1
-    assert swept >= 15
-
-
-def test_checks_see_every_turn_and_the_system_prompt() -> None:
-    def chat(line: int, *turns: tuple[Role, str]) -> Record:
-        return Record(tuple(Message(role, text) for role, text in turns), "a", line, "train")
-
-    rows = [
-        chat(1, ("system", "one"), ("user", "q"), ("assistant", "x")),
-        chat(2, ("system", "two"), ("user", "q"), ("assistant", "y")),
-        chat(3, ("user", "q"), ("assistant", "earlier <|end|>"), ("user", " "), ("assistant", "z")),
-        chat(4, ("system", ""), ("user", "r"), ("assistant", "z")),
-    ]
-    spec: Any = DataSpec.model_validate({"train": "a"})
-    found = run_checks(CHECKS, Context(Splits({"train": rows}, ()), "text", 99, frozenset({"<|end|>"})), spec).findings
-    assert [(f.check, f.line, f.field) for f in found] == [("empty_prompt", 3, "messages[2]"), ("control_tokens", 3, "messages[1]")]
+def test_findings_stand_by_check_in_the_order_of_the_catalogue_and_by_line(tmp_path: Path) -> None:
+    rows = [pair("b", "x", id=1), pair("a", "x", id=1), pair("a", "x", id=2), pair("b", "x", id=2), chat(("user", "q"), ("assistant", "x"))]
+    _, splits = written({"train": rows[:4]}, {}, tmp_path)
+    spec = DataSpec.model_validate({"train": "train.jsonl"})
+    found = [(f.check, f.line) for f in examine(splits, Scene(spec), CHECKS).findings if f.check in {"exact_duplicates", "repeated_ids"}]
+    assert found == [("exact_duplicates", 3), ("exact_duplicates", 4), ("repeated_ids", 2), ("repeated_ids", 4)]

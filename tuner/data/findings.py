@@ -5,15 +5,16 @@ It refuses to be anonymous: every finding names its check, code, place, what was
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from tuner.data.record import Record
 from tuner.data.spec import Action, DataSpec
-from tuner.data.splits import Splits
-from tuner.errors import Problem, Refusal
+from tuner.errors import Problem
+
+if TYPE_CHECKING:
+    from tuner.data.measure import Context
 
 Severity = Literal["error", "warning", "note"]
 SEVERITY: dict[Action, Severity] = {"refuse": "error", "warn": "warning", "drop": "note", "off": "note"}
@@ -21,7 +22,7 @@ SEVERITY: dict[Action, Severity] = {"refuse": "error", "warn": "warning", "drop"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`line` is the record's line or row; `record_id` the start of its content hash."""
+    """`line` is the record's line or row, 0 where the whole file is meant; `record_id` the start of its content hash."""
 
     check: str
     code: str
@@ -38,72 +39,58 @@ class Finding:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
     def problem(self) -> Problem:
-        return Problem(f"{self.file}:{self.line}", self.field, self.found, self.accepted, self.fix)
+        return Problem(self.where, self.field, self.found, self.accepted, self.fix)
+
+
+def finding(record: Record, code: str, field_: str, found: str, accepted: str, fix: str) -> Finding:
+    """A finding about `record`; the table of checks fills in its name and severity."""
+    return Finding("", code, "warning", record.file, record.line, record.id, field_, found, accepted, fix, record.split)
+
+
+def remark(file: str, code: str, field_: str, found: str, accepted: str, fix: str, split: str) -> Finding:
+    """Something to know about a whole split. It stays a note whatever the recipe says of its check, and drops no record."""
+    return Finding("", code, "note", file, 0, "", field_, found, accepted, fix, split)
 
 
 @dataclass(frozen=True)
-class Context:
-    """What a check may look at. `row_tokens` maps (file, line) to (prompt, completion) token counts, once rows are encoded."""
+class Scene:
+    """What a check may know besides the records: the recipe's data section, and the limits that base and template set.
 
-    splits: Splits
-    task: str
-    max_tokens: int
-    control_texts: frozenset[str] = frozenset()
-    row_tokens: Mapping[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    `max_tokens` and `context_tokens` are None, and `control_texts` empty, where files are checked without a recipe.
+    """
 
-    def found(self, record: Record, code: str, field_: str, found: str, accepted: str, fix: str) -> Finding:
-        """A finding about `record`; the table of checks fills in its name and severity."""
-        return Finding("", code, "note", record.file, record.line, record.hash.removeprefix("sha256:")[:12], field_, found, accepted, fix, record.split)
+    spec: DataSpec
+    max_tokens: int | None = None
+    context_tokens: int | None = None
+    control_texts: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def task(self) -> str:
+        return self.spec.task
+
+
+RecordCheck = Callable[[Record, Scene], Iterable[Finding]]
+SetCheck = Callable[["Context"], Iterable[Finding]]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the catalogue. `default` may depend on data.task."""
+    """One row of the catalogue: `each` sees one record at a time, in any process; `whole` sees all records and their measures.
+
+    `default` is what the check does unless the recipe says otherwise; it may depend on data.task. A check with neither
+    function names what reading itself finds; such a record cannot be kept, so only `refuse` and `drop` are open to it.
+    """
 
     what: str
-    run: Callable[[Context], Iterable[Finding]]
     default: Action
+    each: RecordCheck | None = None
+    whole: SetCheck | None = None
     by_task: Mapping[str, Action] = field(default_factory=dict)
 
-    def action(self, task: str) -> Action:
-        return self.by_task.get(task, self.default)
-
-
-@dataclass(frozen=True)
-class Checked:
-    """The splits that are left, every finding, and how many records each check dropped, by file."""
-
-    splits: Splits
-    findings: list[Finding]
-    dropped: Mapping[str, Mapping[str, int]]
-
-    @property
-    def errors(self) -> list[Finding]:
-        return [f for f in self.findings if f.severity == "error"]
-
-    def count(self, severity: Severity) -> int:
-        return sum(f.severity == severity for f in self.findings)
-
-    def raise_if_refused(self) -> None:
-        if self.errors:
-            raise Refusal(f.problem() for f in self.errors)
-
-
-def run_checks(checks: Mapping[str, Check], context: Context, spec: DataSpec) -> Checked:
-    """Run every check that is not off; drop what the recipe says to drop, and count it."""
-    findings: list[Finding] = []
-    dropped: set[tuple[str, str, int]] = set()
-    counts: dict[str, Counter[str]] = {}
-    for name, check in checks.items():
-        action = spec.checks.get(name, check.action(context.task))
-        if action == "off":
-            continue
-        own = [replace(f, check=name, severity=SEVERITY[action]) for f in check.run(context)]
-        findings += own
-        if action == "drop":
-            places = {(f.split, f.file, f.line) for f in own} - dropped
-            counts[name] = Counter(file for _, file, _ in places)
-            dropped |= places
-    splits = context.splits.without(dropped) if dropped else context.splits
-    return Checked(splits, findings, counts)
+    def action(self, spec: DataSpec, name: str) -> Action:
+        return spec.checks.get(name, self.by_task.get(spec.task, self.default))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -10,6 +11,7 @@ from tuner.section import Section
 
 Action = Literal["refuse", "warn", "drop", "off"]
 Shape = Literal["messages", "sharegpt", "alpaca", "prompt_completion"]
+Origin = Literal["human", "synthetic", "production"]
 
 
 class Columns(Section):
@@ -40,7 +42,7 @@ class SourceSpec(Section):
     """One source of records: local files, or a dataset of the Hugging Face Hub pinned to a commit."""
 
     files: Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] = Field(
-        default_factory=list, description="paths, relative to the recipe file; .jsonl .json .csv .tsv .parquet, each also .gz"
+        default_factory=list, description="paths, relative to the recipe file; .jsonl .json .csv .tsv .parquet, each also .gz or .zst"
     )
     hub: str | None = Field(None, description="dataset id on the Hugging Face Hub, as org/name")
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="commit of the hub dataset, 40 hex digits")
@@ -49,6 +51,8 @@ class SourceSpec(Section):
     online: bool = Field(False, description="may the hub be contacted; otherwise only its local cache is read")
     columns: Columns | None = Field(None, description="explicit column mapping; without it the shape is recognised per file")
     take: int | None = Field(None, ge=1, description="use only this many records, chosen by the recipe's seed and content hash")
+    source: Origin | None = Field(None, description="who made the records; a column named `source` says it record by record")
+    as_of: datetime.date | None = Field(None, description="date the records were true (YYYY-MM-DD); a column named `as_of` says it record by record")
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceSpec:
@@ -79,7 +83,16 @@ class DataSpec(Section):
     validation: Source | None = Field(None, description="records watched while fitting; settings are chosen on these")
     held_out: Source | None = Field(None, description="same source as train, read once after training")
     ood: dict[str, Source] = Field(default_factory=dict, description="named out-of-distribution suites, read once after training")
+    production: Source | None = Field(None, description="a sample of real inputs, answered or not: coverage of train is measured against it")
     cut: CutSpec = Field(default_factory=lambda: CutSpec(), description="how to cut splits that are not given as files")
+    references: Literal["auto", "one", "many"] = Field(
+        "auto", description="completions a prompt may have; auto: one for labels and JSON, many where a tenth of the prompts have several"
+    )
+    languages: list[str] = Field(default_factory=list, description="languages expected, as ISO 639-1 codes; empty: whatever most records are in")
+    fresh_since: datetime.date | None = Field(None, description="records whose as_of date is older are stale (YYYY-MM-DD)")
+    redact: list[str] = Field(
+        default_factory=list, description="kinds of personal data and secrets to replace by typed placeholders, or [all]; see `tuner show personal`"
+    )
     checks: dict[str, Action] = Field(default_factory=dict, description="what each check may do: refuse, warn, drop (counted) or off; see `tuner show checks`")
     max_record_bytes: int = Field(1_048_576, ge=1024, description="a longer line is refused (bytes)")
     max_file_bytes: int = Field(4_294_967_296, ge=1024, description="a file that unpacks to more is refused (bytes)")

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tuner.data.findings import Finding
 from tuner.data.record import Record
-from tuner.data.sources import FileAccount, read_source
+from tuner.data.sources import PRODUCTION, FileAccount, Limits, Tick, no_tick, read_source
 from tuner.data.spec import CutSpec, DataSpec, SourceSpec
-from tuner.errors import Problem, Refusal, refuse
+from tuner.errors import refuse
 from tuner.fingerprint import digest_json
 
 OOD = "ood."
@@ -23,10 +24,15 @@ OOD = "ood."
 
 @dataclass(frozen=True)
 class Splits:
-    """Records by split name (`train`, `validation`, `held_out`, `ood.<name>`) and the account of every file read."""
+    """Records by split name (`train`, `validation`, `held_out`, `ood.<name>`), the account of every file read, and what reading found.
+
+    `production` holds real inputs, never trained on or graded: what train is compared with.
+    """
 
     records: Mapping[str, list[Record]]
     accounts: tuple[FileAccount, ...]
+    findings: tuple[Finding, ...] = ()
+    production: Sequence[Record] = ()
 
     def __getitem__(self, split: str) -> list[Record]:
         return self.records.get(split, [])
@@ -41,30 +47,34 @@ class Splits:
 
     def without(self, dropped: set[tuple[str, str, int]]) -> Splits:
         """The same splits less the records at these (split, file, line)."""
+        if not dropped:
+            return self
         kept = {split: [r for r in rows if (r.split, r.file, r.line) not in dropped] for split, rows in self.records.items()}
         return replace(self, records=kept)
 
 
-def read_splits(spec: DataSpec, folder: Path, seed: int) -> Splits:
-    """Read every split the recipe names. Raises Refusal with all problems of all files."""
+def read_splits(spec: DataSpec, folder: Path, seed: int, tick: Tick | None = None) -> Splits:
+    """Read every split the recipe names. What cannot be used is among the findings; splits that are cut from nothing stay empty."""
     records: dict[str, list[Record]] = {}
     accounts: list[FileAccount] = []
-    problems: list[Problem] = []
-    for split, source in _sources(spec).items():
-        reading = read_source(source, split, folder, seed, spec.max_record_bytes, spec.max_file_bytes)
+    findings: list[Finding] = []
+    limits = Limits(spec.max_record_bytes, spec.max_file_bytes)
+    for split, source in sources_of(spec).items():
+        reading = read_source(source, split, folder, seed, limits, tick or no_tick)
         records[split] = reading.records
         accounts += reading.accounts
-        problems += reading.problems
-    if problems:
-        raise Refusal(problems)
-    if spec.cut.validation or spec.cut.held_out:
+        findings += reading.findings
+    production = records.pop(PRODUCTION, [])
+    if (spec.cut.validation or spec.cut.held_out) and records["train"]:
         records = _with_cuts(records, spec.cut, seed)
-    return Splits(records, tuple(accounts))
+    return Splits(records, tuple(accounts), tuple(findings), production)
 
 
-def _sources(spec: DataSpec) -> dict[str, SourceSpec]:
+def sources_of(spec: DataSpec) -> dict[str, SourceSpec]:
+    """The source of every split that has one of its own, and of the production sample."""
     named = {"train": spec.train, "validation": spec.validation, "held_out": spec.held_out}
-    return {split: s for split, s in named.items() if s is not None} | {OOD + name: s for name, s in spec.ood.items()}
+    ood = {OOD + name: s for name, s in spec.ood.items()}
+    return {split: s for split, s in (named | ood | {PRODUCTION: spec.production}).items() if s is not None}
 
 
 def _with_cuts(records: dict[str, list[Record]], cut: CutSpec, seed: int) -> dict[str, list[Record]]:
@@ -98,7 +108,7 @@ def cut_records(records: list[Record], cut: CutSpec, seed: int) -> dict[str, lis
     parts: dict[str, list[Record]] = {"train": [], "validation": [], "held_out": []}
     for record in records:
         split = home[record.file, record.line]
-        parts[split].append(replace(record, split=split))
+        parts[split].append(record if record.split == split else record.moved(split))
     for split, share in (("validation", cut.validation), ("held_out", cut.held_out)):
         if share > 0 and not parts[split]:
             refuse("data.cut", split, f"{len(home)} records in too few groups", f"at least one group for {split}", "cut a larger share, or give more data")

@@ -6,7 +6,7 @@ It refuses a row without a loss token or without a stop token, and lets no text 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from tuner.safe_text import quoted, visible
 from tuner.template.render import ChatTemplate, read_template
 from tuner.template.spec import TemplateSpec
 
+_BATCH = 512  # records encoded at a time
 IGNORED = -100  # the label torch.nn.CrossEntropyLoss leaves out
 _PRIVATE = range(0x100000, 0x10FFF0)  # supplementary private-use area B: stand-ins for control texts while rendering
 
@@ -88,14 +89,55 @@ class Encoder:
         """Rows of all records. Raises Refusal with every record that cannot become one."""
         rows: list[Row] = []
         collector = Collector()
-        for record in records:
-            try:
-                rows.append(self.row(record))
-            except Refusal as refusal:
-                for problem in refusal.problems:
-                    collector.add(record.where, problem.field, problem.found, problem.accepted, problem.try_)
+        for record, row in self.rows_or_refusals(list(records)):
+            if isinstance(row, Row):
+                rows.append(row)
+                continue
+            for problem in row.problems:
+                collector.add(record.where, problem.field, problem.found, problem.accepted, problem.try_)
         collector.raise_if_any()
         return rows
+
+    def rows_or_refusals(self, records: Sequence[Record]) -> Iterator[tuple[Record, Row | Refusal]]:
+        """Every record with its row, or with why it cannot become one. A batch of texts is encoded at a time."""
+        for start in range(0, len(records), _BATCH):
+            part = records[start : start + _BATCH]
+            asked: list[tuple[str, str]] = []  # of records in the common form: prompt and whole, nothing shielded
+            for record in part:
+                asked.append(self._plain_texts(record) or ("", ""))
+            ids = [e.ids for e in self.tokenizer.encode_batch_fast([t for pair in asked for t in pair], add_special_tokens=False)]
+            for index, record in enumerate(part):
+                try:
+                    if asked[index][1]:
+                        prompt, completion = self._parted(record, asked[index], (ids[2 * index], ids[2 * index + 1]))
+                        yield record, Row(prompt + completion, label_mask(prompt, completion), len(prompt), record)
+                    else:
+                        yield record, self.row(record)
+                except Refusal as refusal:
+                    yield record, refusal
+
+    def _plain_texts(self, record: Record) -> tuple[str, str] | None:
+        """The rendered prompt and whole of a record that needs no shielding and has one turn with loss; None where it does, or cannot be rendered."""
+        if self.spec.loss_on == "all_assistant":
+            return None
+        messages, stand_ins = self._shielded(self.template.with_system(record.messages))
+        if stand_ins:
+            return None
+        try:
+            asked = self.template.render(messages[:-1], generation_prompt=True)
+            whole = self.template.render(messages, generation_prompt=False)
+        except Refusal:
+            return None
+        return (asked, whole) if whole.startswith(asked) else None
+
+    def _parted(self, record: Record, texts: tuple[str, str], ids: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
+        """Prompt ids and completion ids out of the ids of prompt and whole.
+
+        Where a tokenizer merges across the boundary, the prompt that is served decides, and the answer is encoded after it.
+        """
+        prompt, whole = ids
+        answer = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._ids(texts[1][len(texts[0]) :])
+        return prompt, self._up_to_stop(record, answer)
 
     def _last_turn(self, record: Record, messages: list[Message], stand_ins: dict[str, str]) -> tuple[list[int], list[int]]:
         asked = self.template.render(messages[:-1], generation_prompt=True)
@@ -104,7 +146,7 @@ class Encoder:
             refuse(record.where, "messages", f"the whole record renders as {quoted(whole[-60:])}, its prompt as {quoted(asked[-60:])}",
                    "a chat template whose prompt is the beginning of the whole", "use another base or template: this one changes earlier turns")  # fmt: skip
         prompt, ids = self._encode(asked, stand_ins), self._encode(whole, stand_ins)
-        # Where a tokenizer merges across the boundary, the prompt that is served decides, and the answer is encoded after it.
+        # As in `_parted`: the prompt that is served decides.
         answer = ids[len(prompt) :] if ids[: len(prompt)] == prompt else self._encode(whole[len(asked) :], stand_ins)
         return prompt, self._up_to_stop(record, answer)
 
@@ -137,19 +179,28 @@ class Encoder:
 
     def _shielded(self, messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
         """The messages with every control text replaced by one private character, and what each character stands for."""
-        spelt = [t for t in self.control_texts if any(t in m.content for m in messages)]
+        self._refuse_unrendered_calls(messages)
+        spelt = [t for t in self.control_texts if any(t in m.content or (m.tool_calls and t in m.tool_calls) for m in messages)]
         if not spelt:
             return list(messages), {}
-        used = {c for m in messages for c in m.content}
+        used = {c for m in messages for c in m.text}
         free = (chr(c) for c in _PRIVATE if chr(c) not in used)
         stand_ins = dict(zip(spelt, free, strict=False))
         shielded = []
         for message in messages:
-            content = message.content
+            content, calls = message.content, message.tool_calls
             for text, char in stand_ins.items():  # longest first
                 content = content.replace(text, char)
-            shielded.append(Message(message.role, content))
+                calls = calls and calls.replace(text, char)
+            shielded.append(Message(message.role, content, calls, message.tool_call_id, message.name))
         return shielded, {char: text for text, char in stand_ins.items()}
+
+    def _refuse_unrendered_calls(self, messages: Sequence[Message]) -> None:
+        """Raises Refusal where a turn calls tools, or answers a call, and the template would leave that out in silence."""
+        for index, message in enumerate(messages):
+            if (message.tool_calls or message.role == "tool") and "tool_calls" not in self.template.source:
+                refuse(self.name, f"messages[{index}]", "a tool call" if message.tool_calls else "a tool result", "turns this chat template renders",
+                       "use a base whose template renders tool calls, or write them as text")  # fmt: skip
 
     def _encode(self, text: str, stand_ins: dict[str, str]) -> list[int]:
         """Ids of rendered text. The template's own special tokens are special; stand-ins are spelt out as plain text."""

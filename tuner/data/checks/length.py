@@ -1,21 +1,29 @@
-"""Checks that need token counts: rows longer than the recipe's limit. Nothing is ever cut to fit."""
+"""Checks that need token counts: rows longer than the recipe's limit or the base's context. Nothing is ever cut to fit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tuner.data.findings import Check, Context, Finding
+import numpy as np
+
+from tuner.data.findings import Check, Finding, finding
+from tuner.data.measure import Context
 
 
 def overlong(context: Context) -> Iterator[Finding]:
-    """A row longer than template.max_tokens, prompt and completion together."""
-    for records in context.splits.records.values():
-        for record in records:
-            prompt, completion = context.row_tokens.get((record.file, record.line), (0, 0))
-            if prompt + completion > context.max_tokens:
-                yield context.found(record, "OVERLONG", "messages", f"{prompt + completion} tokens ({prompt} prompt, {completion} completion)",
-                                    f"at most {context.max_tokens} (template.max_tokens)",
-                                    "raise template.max_tokens, shorten the record, or set data.checks.overlong: drop")  # fmt: skip
+    """A row longer than template.max_tokens or the base's context, prompt and completion together."""
+    limits = [limit for limit in (context.scene.max_tokens, context.scene.context_tokens) if limit is not None]
+    if not limits:
+        return
+    most = min(limits)
+    name = "template.max_tokens" if most == context.scene.max_tokens else "the base's context"
+    for position in np.flatnonzero(context.measures.tokens.sum(axis=1) > most).tolist():
+        record = context.records[position]
+        prompt, completion = context.measures.tokens[position].tolist()
+        code = "PROMPT_OVERLONG" if prompt >= most else "OVERLONG"
+        said = "the prompt alone fills it" if prompt >= most else f"{prompt + completion - most} of the completion's would be cut"
+        yield finding(record, code, "messages", f"{prompt + completion} tokens ({prompt} prompt, {completion} completion): {said}",
+                      f"at most {most} ({name})", "raise template.max_tokens, shorten the record, or set data.checks.overlong: drop")  # fmt: skip
 
 
-LENGTH: dict[str, Check] = {"overlong": Check("a row longer than template.max_tokens", overlong, "refuse")}
+LENGTH: dict[str, Check] = {"overlong": Check("a row longer than template.max_tokens or the base's context", "refuse", whole=overlong)}

@@ -1,80 +1,305 @@
-"""Checks that compare records: exact duplicates, one prompt with several completions, the same prompt in two splits."""
+"""Checks that compare records: copies, one prompt with several answers, what stands in two splits.
+
+They show what differs and never call a near copy a copy: two records at similarity 0.8 may differ in the one word that matters.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 
-from tuner.data.findings import Check, Context, Finding
+import numpy as np
+
+from tuner.data.findings import Check, Finding, finding
+from tuner.data.measure import Context, positions_by
 from tuner.data.record import Record, normalised
+from tuner.data.shingles import Hashes, difference, grams, hashed_words, jaccard, shingle_set, words
 from tuner.data.splits import OOD
+from tuner.data.workers import spread
 from tuner.safe_text import quoted
 
-
-def _by_prompt(records: list[Record]) -> dict[str, list[Record]]:
-    groups: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        groups[record.prompt_key].append(record)
-    return groups
+COPY = 0.8  # Jaccard of 3-word shingles from which two texts count as the same text, edited
+LEAK_WORDS, GRADE_WORDS = 13, 8  # a run of 13 words is no accident; the share of runs of 8 says how much of an item leaked
+MOST_SHARED = 0.5  # share of an item's runs of 8 words that may stand in one train record
+COMMON_RUN = 5  # train records; a run that stands in more is a phrase of the template
+MOST_IN_GROUP = 200  # records of one prompt compared with each other
+MOST_IN_CLUSTER, MOST_OF_PROMPT = 50, 20  # train prompts of a cluster, and records of a prompt, that a graded prompt is compared with
 
 
 def exact_duplicates(context: Context) -> Iterator[Finding]:
     """Records of one split with the same messages. The first stays; each later one is a finding."""
-    for records in context.splits.records.values():
-        first: dict[str, Record] = {}
-        for record in records:
-            same = first.setdefault(record.hash, record)
-            if same is not record:
-                yield context.found(record, "DUPLICATE", "messages", f"the same as {same.where}", "each record once",
-                                    f"delete line {record.line}, or set data.checks.exact_duplicates: drop")  # fmt: skip
+    for among in context.ranges.values():
+        for group in positions_by(context.measures.exact, among):
+            first = context.records[group[0]]
+            for position in group[1:]:
+                record = context.records[position]
+                yield finding(record, "DUPLICATE", "messages", f"the same as {first.where}", "each record once",
+                              f"delete line {record.line}, or set data.checks.exact_duplicates: drop")  # fmt: skip
+
+
+def near_duplicates(context: Context) -> Iterator[Finding]:
+    """Records of one split that differ in case, punctuation or a few words only, prompt and completion alike."""
+    reported: set[int] = set()
+    for among in context.ranges.values():
+        for group in positions_by(context.measures.prompt, among):
+            yield from _copies(context, group.tolist()[:MOST_IN_GROUP], reported)
+    sharers = _sharers(context)
+    near = context.near
+    for one, other, similarity in zip(near.first.tolist(), near.second.tolist(), near.jaccard.tolist(), strict=True):
+        if similarity >= COPY:
+            for split in sharers[one].keys() & sharers[other].keys():
+                yield from _copies(context, sorted([*sharers[one][split][:MOST_IN_GROUP], *sharers[other][split][:MOST_IN_GROUP]]), reported)
+
+
+def _sharers(context: Context) -> dict[int, dict[str, list[int]]]:
+    """For every prompt that has a near copy: the positions that have this prompt, by split."""
+    wanted = set(context.near.first.tolist()) | set(context.near.second.tolist())
+    sharers: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for position, representative in enumerate(context.near.representative.tolist()):
+        if representative in wanted:
+            sharers[representative][context.split_of[position]].append(position)
+    return sharers
+
+
+def _copies(context: Context, group: Sequence[int], reported: set[int]) -> Iterator[Finding]:
+    """One finding for each record whose completion is that of an earlier one in the group, word for word or nearly."""
+    seen: list[tuple[int, frozenset[str]]] = []
+    exact: set[int] = set()
+    for position in group:
+        record = context.records[position]
+        own = shingle_set(record.completion)
+        if int(context.measures.exact[position]) in exact or position in reported:
+            continue  # an exact duplicate is its own finding
+        exact.add(int(context.measures.exact[position]))
+        for earlier, theirs in seen:
+            other = context.records[earlier]
+            if jaccard(own, theirs) < COPY or not _alike(_setting(record), _setting(other)):
+                continue
+            ours, others = ([_setting(r), r.question, r.completion] for r in (record, other))
+            same = [words(text) for text in ours] == [words(text) for text in others]
+            differs = difference(" ".join(ours), " ".join(others))
+            reported.add(position)
+            yield finding(record, "SAME_WORDS" if same else "NEAR", "messages",
+                          f"nearly the same as {other.where}; differs in: {quoted(differs, 120)}", "records that differ in what they teach",
+                          "look at what differs: keep both if it matters, else delete one")  # fmt: skip
+            break
+        seen.append((position, own))
+
+
+def _setting(record: Record) -> str:
+    """The system prompt: one question under two of them is two questions."""
+    return record.messages[0].content if record.messages[0].role == "system" else ""
+
+
+def _alike(one: str, other: str) -> bool:
+    """The same text, or the same but for a few words."""
+    return one == other or jaccard(shingle_set(one), shingle_set(other)) >= COPY
 
 
 def contradictions(context: Context) -> Iterator[Finding]:
-    """One prompt with different completions in the same split. Tasks with several good answers a prompt keep this at warn."""
-    for records in context.splits.records.values():
-        for group in _by_prompt(records).values():
-            answers = {normalised(r.completion): r for r in reversed(group)}
-            if len(answers) < 2:
+    """One prompt with different completions in the same split, where the recipe or the data say that a prompt has one."""
+    one, why = context.one_reference
+    if not one:
+        return
+    for among in context.ranges.values():
+        for group in positions_by(context.measures.prompt, among):
+            if len(np.unique(context.measures.completion[group])) < 2:
                 continue
-            say = "; ".join(f"{r.where} says {quoted(r.completion, 40)}" for r in sorted(answers.values(), key=lambda r: r.line)[:4])
-            for record in group:
-                yield context.found(record, "CONTRADICTION", "completion", f"{len(answers)} answers to one prompt: {say}", "one answer a prompt",
-                                    "keep the right one; or set data.checks.contradictions: drop to leave out all of them")  # fmt: skip
+            rows = [context.records[i] for i in group]
+            answers: dict[str, list[Record]] = defaultdict(list)
+            for record in rows:
+                answers[normalised(record.completion)].append(record)
+            for record in rows:
+                yield finding(record, "CONTRADICTION", "completion", f"{len(answers)} answers to {quoted(rows[0].question, 60)}: {_table(answers)}",
+                              f"one answer a prompt ({why})",
+                              "keep the right one; data.references: many if all are; or data.checks.contradictions: drop to leave out all of them")  # fmt: skip
+
+
+def _table(answers: dict[str, list[Record]]) -> str:
+    """Every answer with its places: the table a person decides from."""
+    parts = []
+    for of in list(answers.values())[:6]:
+        places = ", ".join(str(r.line) for r in of[:5]) + (f" and {len(of) - 5} more" if len(of) > 5 else "")
+        parts.append(f"{of[0].file}:{places} {'says' if len(of) == 1 else 'say'} {quoted(of[0].completion, 40)}")
+    return "; ".join(parts) + (f"; and {len(answers) - 6} more" if len(answers) > 6 else "")
+
+
+def near_contradictions(context: Context) -> Iterator[Finding]:
+    """Two prompts of one split that are nearly the same, with different completions, where a prompt has one."""
+    if not context.one_reference[0]:
+        return
+    sharers = _sharers(context)
+    near = context.near
+    reported: set[int] = set()
+    for one, other, similarity in zip(near.first.tolist(), near.second.tolist(), near.jaccard.tolist(), strict=True):
+        if similarity < COPY:
+            continue
+        for split in sharers[one].keys() & sharers[other].keys():
+            a, b = context.records[sharers[one][split][0]], context.records[sharers[other][split][0]]
+            if normalised(a.completion) == normalised(b.completion) or sharers[other][split][0] in reported:
+                continue
+            if jaccard(shingle_set(a.completion), shingle_set(b.completion)) >= COPY or not _alike(_setting(a), _setting(b)):
+                continue
+            reported.add(sharers[other][split][0])
+            yield finding(b, "NEAR_CONTRADICTION", "completion",
+                          f"{quoted(b.completion, 40)}, but {a.where} says {quoted(a.completion, 40)} to nearly the same prompt; "
+                          f"the prompts differ in: {quoted(difference(b.question, a.question), 100)}",
+                          "one answer to one question", "if the difference does not justify two answers, mend one of them")  # fmt: skip
 
 
 def overlap(context: Context) -> Iterator[Finding]:
-    """A prompt of train in any other split, or of validation or held_out in one read after it. Every record on the train side is a finding."""
-    splits = context.splits
-    for index, split in enumerate(list(splits.records)):
+    """A prompt of train in any other split, or of validation or held_out in one read after it. Every record on the earlier side is a finding."""
+    prompts = context.measures.prompt
+    names = list(context.ranges)
+    for index, split in enumerate(names):
         if split.startswith(OOD):
             continue
-        for other in list(splits.records)[index + 1 :]:
-            theirs = _by_prompt(splits[other])
-            for here in splits[split]:
-                for there in theirs.get(here.prompt_key, [])[:1]:
-                    yield context.found(here, "OVERLAP", "prompt", f"the same prompt in {split} ({here.where}) and {other} ({there.where})",
-                                        "each prompt in one split", f"delete {here.where}, or set data.checks.overlap: drop")  # fmt: skip
+        for other in names[index + 1 :]:
+            here, there = context.ranges[split], context.ranges[other]
+            own, theirs = prompts[here.start : here.stop], prompts[there.start : there.stop]
+            shared = np.isin(own, theirs)
+            first = {int(h): p for p, h in reversed(list(enumerate(theirs.tolist())))} if shared.any() else {}
+            for position in np.flatnonzero(shared).tolist():
+                record, twin = context.records[here.start + position], context.records[there.start + first[int(own[position])]]
+                yield finding(record, "OVERLAP", "prompt", f"the same prompt in {split} ({record.where}) and {other} ({twin.where})",
+                              "each prompt in one split", f"delete {record.where}, or set data.checks.overlap: drop")  # fmt: skip
 
 
-def unseen_label(context: Context) -> Iterator[Finding]:
-    """For data.task label: a label that is graded or watched but never trained on."""
-    if context.task != "label":
+def near_overlap(context: Context) -> Iterator[Finding]:
+    """A train prompt that is a graded one but for a few words, with nearly the same completion. Exact ones are `overlap`."""
+    train = context.ranges.get("train", range(0))
+    prompts = set(np.unique(context.measures.prompt[train.start : train.stop]).tolist())
+    sharers = _sharers(context)
+    partners = _partners(context)
+    reported: set[int] = set()
+    for members in context.near.clusters.values():
+        ours = {m: _set(context, m) for m in [m for m in members if "train" in sharers[m]][:MOST_IN_CLUSTER]}
+        for member in (m for m in members if int(context.measures.prompt[m]) not in prompts):
+            own = _set(context, member)
+            close = [m for m, theirs in ours.items() if jaccard(own, theirs) >= COPY]
+            close = [p for m in sorted({*close, *partners[member]}) for p in sharers[m]["train"][:MOST_OF_PROMPT]]
+            for split, positions in sharers[member].items():
+                for given, graded in _leaked(context, [p for p in close if p not in reported], positions[:MOST_OF_PROMPT]):
+                    record, twin = context.records[given], context.records[graded]
+                    reported.add(given)
+                    yield finding(record, "NEAR_OVERLAP", "prompt",
+                                  f"nearly the same prompt in train ({record.where}) and {split} ({twin.where}), and nearly the same completion; the prompts "
+                                  f"differ in: {quoted(difference(record.question, twin.question), 100)}",
+                                  "graded prompts that train has not seen", f"delete {record.where}, or set data.checks.near_overlap: drop")  # fmt: skip
+
+
+def _partners(context: Context) -> dict[int, list[int]]:
+    """For every prompt: those that are this one but for a few words, as far as they stood next to it in a bucket."""
+    partners: dict[int, list[int]] = defaultdict(list)
+    near = context.near
+    for one, other, similarity in zip(near.first.tolist(), near.second.tolist(), near.jaccard.tolist(), strict=True):
+        if similarity >= COPY:
+            partners[one].append(other)
+            partners[other].append(one)
+    return partners
+
+
+def _leaked(context: Context, train: Sequence[int], graded: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Each record of train whose completion gives a graded one away, with the first such."""
+    wanted = [(position, shingle_set(context.records[position].completion)) for position in graded]
+    for position in train:
+        own = shingle_set(context.records[position].completion)
+        found = next((p for p, theirs in wanted if jaccard(own, theirs) >= COPY), None)
+        if found is not None:
+            yield position, found
+
+
+def _set(context: Context, position: int) -> frozenset[str]:
+    return shingle_set(context.records[position].question)
+
+
+def leakage(context: Context) -> Iterator[Finding]:
+    """A run of 13 words of an evaluation record, prompt and completion, that also stands in train; graded by its runs of 8 words."""
+    train = context.ranges.get("train", range(0))
+    graded = [i for split, among in context.ranges.items() if split != "train" for i in among]
+    if not graded or not train:
         return
-    known = {r.completion for r in context.splits["train"]}
-    for split, records in context.splits.records.items():
-        if split == "train":
+    wanted, owners = _runs([context.records[i] for i in graded], LEAK_WORDS)
+    if not len(wanted):
+        return
+    places: dict[int, list[int]] = defaultdict(list)
+
+    def look(start: int, stop: int) -> list[tuple[int, int]]:
+        runs, own = _runs([context.records[train.start + i] for i in range(start, stop)], LEAK_WORDS)
+        hits = np.flatnonzero(np.isin(runs, wanted))
+        return list(dict.fromkeys((int(runs[h]), train.start + start + int(own[h])) for h in hits.tolist()))
+
+    for part in spread(look, len(train)):
+        for run, position in part:
+            places[run].append(position)
+    telling = {run: of for run, of in places.items() if len(of) <= COMMON_RUN}  # a run that many records share is a template, not a leak
+    hits = np.flatnonzero(np.isin(wanted, np.fromiter(telling, dtype=np.uint64, count=len(telling))))
+    sources: dict[int, Counter[int]] = defaultdict(Counter)
+    for run, owner in zip(wanted[hits].tolist(), owners[hits].tolist(), strict=True):
+        sources[owner].update(telling[run])
+    for item, of in sources.items():
+        position = of.most_common(1)[0][0]  # the train record that most of its runs stand in
+        record, source = context.records[graded[item]], context.records[position]
+        if int(context.measures.prompt[graded[item]]) == int(context.measures.prompt[position]):
+            continue  # the same prompt is `overlap`
+        share = _share_known(record, source)
+        if share < MOST_SHARED:
             continue
-        reported: set[str] = set()
-        for record in records:
-            if record.completion not in known and record.completion not in reported:
-                reported.add(record.completion)
-                yield context.found(record, "UNSEEN_LABEL", "completion", f"{quoted(record.completion)} in {split}", "labels that occur in train",
-                                    "add training records with this label, or leave it out of the suite")  # fmt: skip
+        yield finding(record, "LEAK", "messages",
+                      f"{LEAK_WORDS} words in a row that also stand in train ({source.where}); {share:.0%} of its runs of {GRADE_WORDS} words do",
+                      "graded records that train has not seen", f"compare the two; delete {source.where} if it is a copy")  # fmt: skip
+
+
+def _runs(records: Sequence[Record], size: int) -> tuple[Hashes, Hashes]:
+    """Hashes of every run of `size` words in each record, and the record's index for each."""
+    flat, offsets = hashed_words([f"{r.question}\n{r.completion}" for r in records])
+    runs, starts = grams(flat, offsets, size)
+    return runs, np.repeat(np.arange(len(records), dtype=np.uint64), np.diff(starts))
+
+
+def _share_known(record: Record, source: Record) -> float:
+    ours, _ = _runs([record], GRADE_WORDS)
+    theirs, _ = _runs([source], GRADE_WORDS)
+    return float(np.isin(ours, theirs).mean()) if len(ours) else 0.0
+
+
+def group_overlap(context: Context) -> Iterator[Finding]:
+    """A customer, conversation or document (data.cut.group_by) with records in train and elsewhere. Every record elsewhere is a finding."""
+    column = context.scene.spec.cut.group_by
+    if column is None:
+        return
+    home: dict[str, Record] = {}
+    for i in context.ranges.get("train", range(0)):
+        if (value := context.records[i].extra.get(column)) is not None:
+            home.setdefault(str(value), context.records[i])
+    for split, among in context.ranges.items():
+        for record in (context.records[i] for i in among if split != "train"):
+            value = record.extra.get(column)
+            if value is not None and str(value) in home:
+                yield finding(record, "GROUP", column, f"{column} {quoted(value, 40)} in {split} and in train ({home[str(value)].where})",
+                              f"each {column} in one split", "move its records to one split, or cut the splits with data.cut")  # fmt: skip
+
+
+def repeated_ids(context: Context) -> Iterator[Finding]:
+    """An `id` that two records of one file share: corrections and deletions by id would hit the wrong one."""
+    seen: dict[tuple[str, str], Record] = {}
+    for record in context.records:
+        if (value := record.extra.get("id")) is None:
+            continue
+        first = seen.setdefault((record.file, str(value)), record)
+        if first is not record:
+            yield finding(record, "REPEATED_ID", "id", f"id {quoted(value, 40)} again, as in {first.where}", "each id once", "give the record an id of its own")
 
 
 SAMENESS: dict[str, Check] = {
-    "exact_duplicates": Check("the same record again in a split", exact_duplicates, "warn"),
-    "contradictions": Check("one prompt with different completions", contradictions, "warn", {"label": "refuse", "json": "refuse"}),
-    "overlap": Check("the same prompt in two splits", overlap, "refuse"),
-    "unseen_label": Check("task label: a label that train does not hold", unseen_label, "warn"),
-}
+    "exact_duplicates": Check("the same record again in a split", "warn", whole=exact_duplicates),
+    "near_duplicates": Check("a record that differs from another of its split in a few words only, or in case and punctuation", "warn", whole=near_duplicates),
+    "contradictions": Check("one prompt with different completions, where a prompt has one (data.references)", "warn", whole=contradictions,
+                            by_task={"label": "refuse", "json": "refuse"}),
+    "near_contradictions": Check("nearly the same prompt with different completions, where a prompt has one", "warn", whole=near_contradictions),
+    "overlap": Check("the same prompt in two splits", "refuse", whole=overlap),
+    "near_overlap": Check("a prompt of train that is nearly one of a split that is graded", "refuse", whole=near_overlap),
+    "leakage": Check("a graded record of which 13 words in a row, and half of its runs of 8 words, stand in one record of train", "warn", whole=leakage),
+    "group_overlap": Check("a group (data.cut.group_by) in train and in another split", "refuse", whole=group_overlap),
+    "repeated_ids": Check("an id that two records of a file share", "warn", whole=repeated_ids),
+}  # fmt: skip

@@ -1,0 +1,102 @@
+"""Runs the catalogue over the splits: what was found, what the recipe says to drop, and an account of every record.
+
+It refuses an action that a check cannot take; a check itself never removes anything.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from tuner.catalog import choose
+from tuner.data.findings import SEVERITY, Check, Finding, Scene, Severity
+from tuner.data.measure import Context, CountTokens, measure
+from tuner.data.redaction import redacted
+from tuner.data.spec import DataSpec
+from tuner.data.splits import Splits
+from tuner.errors import Collector, Refusal
+
+Tick = Callable[[str, int, int], None]  # (what, done, of)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The records that are left, every finding, and how many records each check dropped, by file."""
+
+    context: Context
+    findings: list[Finding]
+    dropped: Mapping[str, Mapping[str, int]]
+    redacted: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def splits(self) -> Splits:
+        return self.context.splits
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [f for f in self.findings if f.severity == "error"]
+
+    def count(self, severity: Severity) -> int:
+        return sum(f.severity == severity for f in self.findings)
+
+    def raise_if_refused(self) -> None:
+        if self.errors:
+            raise Refusal(f.problem() for f in self.errors)
+
+
+def refuse_wrong_actions(checks: Mapping[str, Check], spec: DataSpec, where: Callable[[str], object]) -> None:
+    """Raises Refusal for every unknown check, and for an action that would keep a record nobody could read."""
+    collector = Collector()
+    for name, action in spec.checks.items():
+        try:
+            check = choose(checks, name, where(name), "data.checks")
+        except Refusal as refusal:
+            collector.problems.extend(refusal.problems)
+            continue
+        allowed = ("refuse",) if name == "files" else ("refuse", "drop")
+        if check.each is None and check.whole is None and action not in allowed:
+            collector.add(where(name), f"data.checks.{name}", action, " or ".join(allowed), "what cannot be read cannot be kept")
+    collector.raise_if_any()
+
+
+def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tokens: CountTokens | None = None, tick: Tick | None = None) -> Checked:
+    """Redact what the recipe names, then run every check that is not off. Records that single-record checks drop are gone before records are compared with each other."""
+    splits, hidden = redacted(splits, scene.spec.redact)
+    active = {name: check for name, check in checks.items() if check.action(scene.spec, name) != "off"}
+    measured = measure(splits, scene, active, count_tokens, None if tick is None else lambda done, of: tick("records", done, of))
+    found: dict[str, list[Finding]] = {name: [] for name in checks}
+    for finding in splits.findings:
+        found[finding.check].append(finding)
+    dropped: dict[str, Counter[str]] = {}
+    gone: set[int] = set()
+
+    def leave_out(name: str, positions: Iterable[int]) -> None:
+        fresh = set(positions) - gone
+        dropped[name] = Counter(context.records[i].file for i in fresh)
+        gone.update(fresh)
+
+    context = measured.context
+    for name, hits in measured.found.items():
+        found.setdefault(name, []).extend(f for _, f in hits)
+        if checks[name].action(scene.spec, name) == "drop":
+            leave_out(name, (position for position, _ in hits))
+    context, gone = context.without(gone), set()
+    whole = [(name, check) for name, check in active.items() if check.whole is not None]
+    for done, (name, check) in enumerate(whole):
+        if tick is not None:
+            tick(name, done, len(whole))
+        assert check.whole is not None
+        hits = list(check.whole(context))
+        found[name].extend(hits)
+        if check.action(scene.spec, name) == "drop":
+            places = {(f.split, f.file, f.line) for f in hits if f.line}
+            leave_out(name, (i for i, r in enumerate(context.records) if (r.split, r.file, r.line) in places))
+    context = context.without(gone)
+    said = {name: SEVERITY[checks[name].action(scene.spec, name)] for name in found}
+    findings = [replace(f, check=name, severity="note" if f.severity == "note" else said[name]) for name, of in found.items() for f in _in_order(of)]
+    return Checked(context, findings, dropped, hidden)
+
+
+def _in_order(findings: list[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda f: (f.file, f.line))

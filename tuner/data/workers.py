@@ -1,0 +1,59 @@
+"""Work on many records with every core: a function of a range of positions, run in forked processes that see the records already read.
+
+It refuses to fork where that is unsafe (torch already loaded, or not Linux) or not worth it, and then does the same work in this process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Tick = Callable[[int, int], None]  # (done, of)
+
+WORTH_FORKING = 20_000  # positions; below this one process is done before a second has started
+CHUNK = 2_000
+
+_work: Callable[[int, int], Any] | None = None  # inherited by the forked processes: nothing of it is copied or pickled
+
+
+def _no_tick(_done: int, _of: int) -> None: ...
+
+
+def spread(work: Callable[[int, int], T], count: int, tick: Tick = _no_tick, chunk: int = CHUNK) -> Iterator[T]:
+    """`work(start, stop)` for every chunk of `count` positions, results in order. Raises what `work` raises."""
+    ranges = [(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+    if count < WORTH_FORKING or cores() < 2 or "torch" in sys.modules or not sys.platform.startswith("linux"):
+        for start, stop in ranges:
+            yield work(start, stop)
+            tick(stop, count)
+        return
+    global _work
+    _work = work
+    try:
+        with multiprocessing.get_context("fork").Pool(cores(), _start) as pool:
+            for (_, stop), result in zip(ranges, pool.imap(_run, ranges), strict=True):
+                yield result
+                tick(stop, count)
+    finally:
+        _work = None
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start() -> None:
+    """A worker dies with its parent's word, not on its own account."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _run(bounds: tuple[int, int]) -> Any:
+    assert _work is not None
+    return _work(*bounds)
