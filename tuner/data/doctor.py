@@ -90,7 +90,7 @@ def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tok
         hits = list(check.whole(context))
         found[name].extend(hits)
         if check.action(scene.spec, name) == "drop":
-            places = {(f.split, f.file, f.line) for f in hits if f.line}
+            places = {(f.split, f.file, f.line) for f in hits if f.severity != "note"}
             leave_out(name, (i for i, r in enumerate(context.records) if (r.split, r.file, r.line) in places))
     context = context.without(gone)
     said = {name: SEVERITY[checks[name].action(scene.spec, name)] for name in found}

@@ -10,15 +10,17 @@ import codecs
 import csv
 import json
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tuner.data.files import Line, Stream
-from tuner.safe_text import quoted
+from tuner.safe_text import quoted, visible
 
 Raw = tuple[int, Mapping[str, Any] | None]  # (line or row, the object as written; None where it was rejected)
 MOST_DEPTH = 64
 MOST_DIGITS = 20
+PARQUET_ROWS = 4096  # turned into objects at a time
 
 
 # --- JSON, strictly ------------------------------------------------------------------------------------------------
@@ -55,7 +57,10 @@ def _real(digits: str) -> float:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_no_constant, parse_int=_whole, parse_float=_real)
-_TOO_DEEP = BadJson("TOO_DEEP", f"nesting deeper than {MOST_DEPTH}", "a flat record", "flatten it")
+
+
+def _too_deep(rest: str = "") -> BadJson:
+    return BadJson("TOO_DEEP", f"nesting deeper than {MOST_DEPTH}{rest}", "a flat record", "flatten it")
 
 
 def decode(text: str) -> Any:
@@ -63,9 +68,9 @@ def decode(text: str) -> Any:
     try:
         value = _DECODER.decode(text)
     except RecursionError:
-        raise _TOO_DEEP from None
+        raise _too_deep() from None
     if text.count("[") + text.count("{") > MOST_DEPTH and _depth(value) > MOST_DEPTH:
-        raise _TOO_DEEP
+        raise _too_deep()
     return value
 
 
@@ -111,10 +116,13 @@ def line_text(stream: Stream, line: Line) -> str | None:
     try:
         return line.data.decode("utf-8")
     except UnicodeDecodeError as error:
-        stream.faults.add("unreadable", "ENCODING", line.number, "",
-                          f"byte 0x{line.data[error.start]:02x} at offset {line.offset + error.start} of the file, which is not UTF-8",
+        stream.faults.add("unreadable", "ENCODING", line.number, "", not_utf8(line.data[error.start], line.offset + error.start),
                           "UTF-8 text", "save the file as UTF-8, or mend that line")  # fmt: skip
         return None
+
+
+def not_utf8(byte: int, offset: int) -> str:
+    return f"byte 0x{byte:02x} at offset {offset} of the file, which is not UTF-8"
 
 
 def _broken(stream: Stream, line: Line, text: str, error: json.JSONDecodeError) -> None:
@@ -152,9 +160,13 @@ class _Text:
         self.blocks = stream.blocks()
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self.text, self.line, self.at, self.more = "", 1, 0, True
+        self.bad_byte: tuple[str, int] | None = None  # (what stands there, its line): the text ends before it
 
     def grow(self) -> None:
-        """A block more, or what is left. Raises Unreadable at bytes that are not UTF-8."""
+        """A block more, or what is left. Raises Unreadable at bytes that are not UTF-8, once the text before them has been looked at."""
+        if self.bad_byte is not None:
+            found, line = self.bad_byte
+            raise self.stream.faults.stop("ENCODING", found, "UTF-8 text", "save the file as UTF-8, or mend that line", line)
         before = self.stream.bytes
         block = next(self.blocks, None)
         self.more = block is not None
@@ -163,8 +175,8 @@ class _Text:
         except UnicodeDecodeError as error:
             start = before - (len(error.object) - len(block or b"")) + error.start
             line = self.line + self.text.count("\n", self.at) + error.object.count(b"\n", 0, error.start)
-            raise self.stream.faults.stop("ENCODING", f"byte 0x{error.object[error.start]:02x} at offset {start} of the file, which is not UTF-8",
-                                          "UTF-8 text", "save the file as UTF-8, or mend that line", line) from None  # fmt: skip
+            self.bad_byte, self.more = (not_utf8(error.object[error.start], start), line), True
+            text = error.object[: error.start].decode("utf-8")
         self.text = self.text[self.at :] + text
         self.at = 0
 
@@ -180,27 +192,54 @@ class _Text:
             self.grow()
 
     def value(self) -> Any:
-        """The JSON value at the front. Raises BadJson, with the value passed over, or json.JSONDecodeError."""
+        """The JSON value at the front, passed over. Raises BadJson: with the value passed over, or, where nothing behind it can be read, _Lost."""
         while True:
             try:
-                value, end = _DECODER.raw_decode(self.text, self.at)
-            except BadJson as bad:  # Python's own JSON reads it, so the records behind it can be looked at too
-                self._passed(json.JSONDecoder(parse_int=str).raw_decode(self.text, self.at)[1])
-                raise bad from None
-            except json.JSONDecodeError:
-                if not self.more or len(self.text) - self.at > self.stream.max_record_bytes:
-                    raise
-                self.grow()
+                value, end, bad = self._decoded()
+            except RecursionError:
+                raise _Lost(*_too_deep(NOT_READ).args) from None
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated") or error.pos > len(self.text) - LONGEST_TOKEN
+                if not (cut and self.more):
+                    raise _Lost("BROKEN_JSON", f"broken JSON: {error.msg.lower()}{NOT_READ}", "a JSON array of objects", "mend the file from that line on") from None
             else:
-                self._passed(end)
-                return value
-
-    def _passed(self, end: int) -> None:
+                if end < len(self.text) or not self.more:  # a number at the very end may go on in the next block
+                    break
+            self._refuse_length(len(self.text))
+            self.grow()
+        self._refuse_length(end)
+        if bad is None and self.text.count("[", self.at, end) + self.text.count("{", self.at, end) > MOST_DEPTH and _depth(value) > MOST_DEPTH:
+            bad = _too_deep()
         self.line += self.text.count("\n", self.at, end)
         self.at = end
+        if bad is not None:
+            raise bad
+        return value
+
+    def _decoded(self) -> tuple[Any, int, BadJson | None]:
+        """The value, where it ends, and what strict JSON says against it: Python's own JSON reads on, so the records behind can be looked at too."""
+        try:
+            return *_DECODER.raw_decode(self.text, self.at), None
+        except BadJson as bad:
+            return *_LENIENT.raw_decode(self.text, self.at), bad
+
+    def _refuse_length(self, end: int) -> None:
+        most = self.stream.max_record_bytes
+        if (end - self.at) * 4 > most and len(self.text[self.at : end].encode("utf-8")) > most:
+            raise _Lost("TOO_LONG", f"a record of more than {most} bytes{NOT_READ}", f"at most {most}", "shorten it, or raise data.max_record_bytes")
 
 
+class _Lost(BadJson):
+    """A value or row behind which nothing can be read."""
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+NOT_READ = "; the rest of the file was not read"
+LONGEST_TOKEN = 16  # characters of a literal or an escape that a block's end may cut
 _NOT_SPACE = re.compile(r"[^ \t\r\n]")
+_LENIENT = json.JSONDecoder(parse_int=str)
 
 
 def _json_array(stream: Stream) -> Iterator[Raw]:
@@ -220,12 +259,8 @@ def _json_array(stream: Stream) -> Iterator[Raw]:
             code, found, accepted, fix = bad.args
             stream.faults.add("unreadable", code, line, "", found, accepted, fix)
             yield line, None
-        except (json.JSONDecodeError, RecursionError) as error:
-            stream.faults.add("unreadable", "TOO_DEEP" if isinstance(error, RecursionError) else "BROKEN_JSON", line, "",
-                              f"broken JSON: {getattr(error, 'msg', 'nesting too deep').lower()}; the rest of the file was not read",
-                              "a JSON array of objects", "mend the file from that line on")  # fmt: skip
-            yield line, None
-            return
+            if isinstance(bad, _Lost):
+                return
         else:
             yield line, _as_object(stream, line, value)
         mark = text.skip()
@@ -246,24 +281,30 @@ def _json_array(stream: Stream) -> Iterator[Raw]:
 def _csv(stream: Stream, delimiter: str = ",") -> Iterator[Raw]:
     """Rows under a header line; the line is where the row starts, quoted line breaks counted."""
     csv.field_size_limit(stream.max_record_bytes)
-    bad_lines: set[int] = set()
-    rows = csv.reader(_decoded(stream, bad_lines), delimiter=delimiter, strict=True)
+    lines = _CsvLines(stream)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
         line = rows.line_num + 1
+        lines.begin_row()
         try:
             row = next(rows)
         except StopIteration:
             return
-        except csv.Error as error:
-            stop = "unexpected end" in str(error) or "field limit" in str(error)
-            stream.faults.add("unreadable", "CSV", line, "", f"a broken row: {error}" + ("; the rest of the file was not read" if stop else ""), "well-formed CSV",
-                              "close the quote, or mend the row")  # fmt: skip
+        except (csv.Error, _Lost) as error:
+            if header is None:
+                raise stream.faults.stop("HEADER", f"a broken header: {error}", "names that are present and differ", _csv_fix(error), line) from None
+            if isinstance(error, _Lost):
+                code, found, accepted, fix = error.args
+                stream.faults.add("unreadable", code, line, "", found, accepted, fix)
+            else:
+                end = NOT_READ if "unexpected end" in str(error) else ""
+                stream.faults.add("unreadable", "CSV", line, "", f"a broken row: {error}{end}", "well-formed CSV", _csv_fix(error))
             yield line, None
-            if stop:
-                return
             continue
-        if not bad_lines.isdisjoint(range(line, rows.line_num + 1)):
+        if header is None and lines.bad:
+            raise stream.faults.stop("HEADER", "a header that cannot be read", "names that are present and differ", "mend the first line", line)
+        if lines.bad:
             yield line, None  # its fault was recorded with its bytes
         elif len(row) < 2 and not "".join(row).strip():
             continue
@@ -277,14 +318,38 @@ def _csv(stream: Stream, delimiter: str = ",") -> Iterator[Raw]:
             yield line, dict(zip(header, row, strict=True))
 
 
-def _decoded(stream: Stream, bad_lines: set[int]) -> Iterator[str]:
-    """Lines as text with their ends; a line that cannot be read stands as an empty one, its number in `bad_lines`."""
-    for line in stream.lines():
-        faults = len(stream.faults.found)
-        text = line_text(stream, line)
-        if len(stream.faults.found) > faults:
-            bad_lines.add(line.number)
-        yield (text or "") + "\n"
+class _CsvLines:
+    """A file's lines as csv.reader takes them, with their ends. `bad`: a line of the row begun last cannot be read; what can be keeps its quotes.
+
+    A row longer than a record may be ends the reading: behind a quote that is never closed everything would be one row.
+    """
+
+    def __init__(self, stream: Stream):
+        self.stream, self.lines = stream, stream.lines()
+        self.bad, self.row_bytes = False, 0
+
+    def begin_row(self) -> None:
+        self.bad, self.row_bytes = False, 0
+
+    def __iter__(self) -> _CsvLines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self.lines)
+        most = self.stream.max_record_bytes
+        if self.row_bytes and self.row_bytes + line.size > most:
+            self.lines = iter(())
+            raise _Lost("TOO_LONG", f"a row of more than {most} bytes{NOT_READ}", f"at most {most}", "close the quote, shorten the row, or raise data.max_record_bytes")
+        self.row_bytes += line.size + 1
+        text = line_text(self.stream, line)
+        if text is None:
+            self.bad = True
+            text = (line.data or b"").decode("utf-8", "replace")
+        return text + "\n"
+
+
+def _csv_fix(error: Exception) -> str:
+    return "convert the line ends to \\n or \\r\\n" if "new-line" in str(error) else "close the quote, or mend the row"
 
 
 def _header(stream: Stream, row: list[str], line: int) -> list[str]:
@@ -300,28 +365,44 @@ def _tsv(stream: Stream) -> Iterator[Raw]:
 
 def _parquet(stream: Stream) -> Iterator[Raw]:
     """Rows of a parquet file, numbered from 1, a row group's batch in memory at a time."""
-    import io
-
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    spool: Any = io.BytesIO()
-    for block in stream.blocks():
-        if stream.packed:
-            spool.write(block)
+    with tempfile.TemporaryFile() as spool:
+        for block in stream.blocks():
+            if stream.packed:
+                spool.write(block)
+        try:
+            table = parquet.ParquetFile(spool if stream.packed else stream.path)
+            names = table.schema_arrow.names
+            if len(set(names)) != len(names):
+                raise stream.faults.stop("HEADER", f"column names {quoted(names)}", "names that differ", "name every column once")
+            number, unpacked = 0, 0
+            for batch in table.iter_batches(batch_size=PARQUET_ROWS):
+                unpacked += batch.nbytes
+                if unpacked > stream.max_file_bytes:
+                    raise stream.faults.stop("TOO_LARGE", f"more than {stream.max_file_bytes} bytes unpacked", f"at most {stream.max_file_bytes} bytes",
+                                             "split it, or raise data.max_file_bytes")  # fmt: skip
+                for row in _rows_of(stream, batch, number):
+                    number += 1
+                    yield number, row
+        except (arrow.ArrowException, OSError) as error:
+            raise stream.faults.stop("NOT_PARQUET", f"not a whole parquet file: {quoted(str(error).splitlines()[0], 120)}", "a whole parquet file",
+                                     "write it again") from None  # fmt: skip
+
+
+def _rows_of(stream: Stream, batch: Any, before: int) -> list[Mapping[str, Any] | None]:
+    """The rows of a batch; None, with its fault recorded, for one that holds a value Python does not (text that is not UTF-8, the year 30000)."""
     try:
-        table = parquet.ParquetFile(spool if stream.packed else stream.path)
-        unpacked = sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
-        if unpacked > stream.max_file_bytes:
-            raise stream.faults.stop("TOO_LARGE", f"{unpacked} bytes unpacked", f"at most {stream.max_file_bytes} bytes", "split it, or raise data.max_file_bytes")
-        number = 0
-        for batch in table.iter_batches(batch_size=4096):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise stream.faults.stop("NOT_PARQUET", f"not a whole parquet file: {quoted(str(error).splitlines()[0], 120)}", "a whole parquet file",
-                                 "write it again") from None  # fmt: skip
+        return batch.to_pylist()  # type: ignore[no-any-return]
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows > 1:
+            half = batch.num_rows // 2
+            return [*_rows_of(stream, batch.slice(0, half), before), *_rows_of(stream, batch.slice(half), before + half)]
+        code = "ENCODING" if isinstance(error, UnicodeDecodeError) else "VALUE"
+        stream.faults.add("unreadable", code, before + 1, "", f"a value that cannot be read: {visible(error, 120)}", "UTF-8 text, and dates up to the year 9999",
+                          f"mend or delete row {before + 1}")  # fmt: skip
+        return [None]
 
 
 READERS: dict[str, Callable[[Stream], Iterator[Raw]]] = {"jsonl": _jsonl, "json": _json_array, "csv": _csv, "tsv": _tsv, "parquet": _parquet}

@@ -146,9 +146,11 @@ def _replaced(text: str, hits: Iterable[Hit], by: Callable[[Hit], str]) -> str:
 
 
 def _said(words: re.Pattern[str], text: str, start: int, end: int) -> bool:
-    """One of the words is near, and none directly before says that a thing is being numbered."""
+    """One of the words is near, and none nearer before says that a thing is being numbered."""
     before = text[max(0, start - WINDOW) : start]
-    return bool(words.search(before) or words.search(text[end : end + AFTER])) and not _NUMBERED.search(before)
+    last = max((word.end() for word in words.finditer(before)), default=-1)
+    numbered = _NUMBERED.search(before)
+    return (last >= 0 or words.search(text[end : end + AFTER]) is not None) and (numbered is None or numbered.start() < last)
 
 
 def _unnumbered(text: str, start: int) -> bool:
@@ -198,7 +200,7 @@ def weighted(digits: str, weights: Iterable[int]) -> int:
 
 
 _D5_ROWS = "0123456789 1234067895 2340178956 3401289567 4012395678 5987604321 6598710432 7659821043 8765932104 9876543210"
-_PERMUTED_ROWS = "0123456789 1576283094 5803796142 8916043527 9453126870 4286573901 2793806415 7046913825"
+_PERMUTED_ROWS = "0123456789 1576283094 5803796142 8916043527 9453126870 4286573901 2793806415 7046913258"
 _D5 = [[int(c) for c in row] for row in _D5_ROWS.split()]
 _PERMUTED = [[int(c) for c in row] for row in _PERMUTED_ROWS.split()]
 
@@ -283,7 +285,7 @@ def _us_ssn(digits: str) -> bool:
 
 
 _NOBODYS_SSN = {"078051120", "219099999", "457555462", "123456789", *(str(d) * 9 for d in range(10))}
-_us_ssns = _number(r"[0-9]{3}([ -]?)[0-9]{2}\1[0-9]{4}", _us_ssn, words="ssn|social security|social", shape=".*-.*")
+_us_ssns = _number(r"[0-9]{3}([ -]?)[0-9]{2}\1[0-9]{4}", _us_ssn, words=r"ssns?\b|social security|soc\.? sec", shape=".*-.*")
 
 
 def _uk_nino(value: str) -> bool:
@@ -404,7 +406,7 @@ def _ten_digits(value: str) -> str:
     return _digits(value)[-10:]
 
 
-_se_personnummers = _number(r"(?:[0-9]{2})?[0-9]{6}[-+]?[0-9]{4}", _se_personnummer, words="person(?:al )?n|samordnings", shape=".*[-+].*")
+_se_personnummers = _number(r"(?:18|19|20)?[0-9]{6}[-+]?[0-9]{4}", _se_personnummer, words="person(?:al )?n|samordnings", shape=".*[-+].*")
 
 
 def _ca_sin(digits: str) -> bool:
@@ -525,7 +527,7 @@ _IPV6 = re.compile(r"(?ai)(?<![\w:.])[23][0-9a-f]{3}:[0-9a-f:]{2,34}(?<!:)(?![\w
 _VERSION = re.compile(
     r"(?i)(?:\bv(?:er)?|versions?|releases?|build|rev(?:ision)?|firmware|driver|section|chapter|clause|paragraph|oid|identifier|[a-z0-9]/)[\s:=.(\"']*$"
 )
-_PRODUCT = re.compile(r"(?i)[a-z]{3,}[ -]$")  # "Acrobat 11.4.23.2"
+_PRODUCT = re.compile(r"[A-Z][A-Za-z]{2,}[ -]$")  # "Acrobat 11.4.23.2"
 _ADDRESS_WORDS = re.compile(r"(?i)\b(?:ip(?:v4)?|address|addr|host|server|ping|client|from|ssh|dns|at|to|inet)\b[\s:=.\"'`]*$")
 _NOBODYS_IP = frozenset({"1.1.1.1", "1.0.0.1", "8.8.8.8", "8.8.4.4", "9.9.9.9", "2606:4700:4700::1111", "2001:4860:4860::8888"})  # public resolvers
 

@@ -14,7 +14,7 @@ import msgspec
 
 from tuner.catalog import nearest, suggestion
 from tuner.data.files import Faults
-from tuner.data.parse import kind_of
+from tuner.data.parse import decode, kind_of
 from tuner.data.record import ROLES, SHAREGPT_ROLES, Message, Record, Role
 from tuner.data.spec import Columns, Shape
 from tuner.safe_text import quoted, visible
@@ -54,11 +54,11 @@ class Shaper:
         if self.shape is not None and found != self.shape:
             self._add("MIXED_SHAPES", "", f"a record shaped as {found}, in a file of {self.shape}", "one shape a file", "split the file by shape")
             return None
-        self.shape = found
         used, parts = _parts(table, found, self.columns)
         messages = self._messages(parts)
         if messages is None or not self._in_order(messages):
             return None
+        self.shape = found
         extra = {str(k): v for k, v in table.items() if k not in used}
         return Record(tuple(messages), self.faults.file, line, self.faults.split, extra)
 
@@ -88,8 +88,10 @@ class Shaper:
             answered = turns if last.get("role") == "assistant" else [*turns, {"role": "assistant", "content": ""}]
             rest = {k: v for k, v in table.items() if k != name}
             return {**rest, "messages": answered} if self.columns is None else {**rest, name: answered}
-        if value is None or self.columns is not None or any(all(k in table for k in keys) for keys in SHAPE_KEYS.values()):
+        if value is None or self.columns is not None or any(all(table.get(k) is not None for k in keys) for keys in SHAPE_KEYS.values()):
             return table
+        if name == "instruction":
+            return {**table, "output": ""}
         rest = {k: v for k, v in table.items() if k not in {name, "prompt", "completion"}}
         return {**rest, "prompt": value, "completion": ""}
 
@@ -140,8 +142,8 @@ class Shaper:
         if other:
             self._add("KEY", path, f"the key {quoted(other[0])}", ", ".join(sorted(allowed)), "remove it: it would be ignored")
             return None
-        called = self._tool_calls(path, calls) if calls else None
-        if calls and called is None:
+        called = None if calls is None or calls == [] else self._tool_calls(path, calls)
+        if called is None and calls is not None and calls != []:
             return None
         if content is None and called is not None:
             content = ""  # an assistant turn that only calls tools
@@ -165,7 +167,7 @@ class Shaper:
             self._add("TOOL_CALL", where, kind_of(calls), "a list of calls", "mend the record")
             return None
         for index, call in enumerate(calls):
-            function = call.get("function", call)
+            function = call if call.get("function") is None else call["function"]  # a table fills keys that other calls have with nulls
             name = function.get("name") if isinstance(function, dict) else None
             if not isinstance(name, str) or not name:
                 self._add("TOOL_CALL", f"{where}[{index}]", "a call without a function name", '{"function": {"name": …, "arguments": …}}', "mend the record")
@@ -173,14 +175,18 @@ class Shaper:
             arguments = function.get("arguments", {})
             if isinstance(arguments, str):
                 try:
-                    arguments = json.loads(arguments)
-                except (ValueError, RecursionError):
+                    arguments = decode(arguments)
+                except ValueError:  # BadJson is one too
                     self._add("TOOL_ARGUMENTS", f"{where}[{index}].arguments", quoted(arguments), "the text of one JSON object", "mend the arguments")
                     return None
             if not isinstance(arguments, dict):
                 self._add("TOOL_ARGUMENTS", f"{where}[{index}].arguments", kind_of(arguments), "one JSON object", "mend the arguments")
                 return None
-        return json.dumps(calls, ensure_ascii=False, sort_keys=True)
+        try:
+            return json.dumps(calls, ensure_ascii=False, sort_keys=True)
+        except (TypeError, ValueError) as error:  # a date or bytes out of a parquet file
+            self._add("TOOL_CALL", where, f"a value that JSON does not have: {visible(error, 80)}", "text, numbers, lists and objects", "write it as text")
+            return None
 
     # --- order of turns
 
@@ -199,7 +205,7 @@ class Shaper:
             self._add("LAST_TURN", "messages", f"a last turn by {roles[-1]}", "a last turn by the assistant", "add the answer, or delete the last turn")
         elif roles.count("system") > 1:
             self._add("SYSTEM_TURNS", "messages", f"{roles.count('system')} system turns", "one system turn, the first", "join them, or delete one")
-        else:
+        elif "tool" not in roles or self._calls_are_answered(messages):
             self._add("ORDER", "messages", "turns " + ", ".join(roles[:8]), "an optional system turn, then user and assistant in turn",
                       "mend the order of turns")  # fmt: skip
         return False
@@ -216,6 +222,8 @@ class Shaper:
                               "add the call, or delete the result")  # fmt: skip
                     return False
                 open_calls -= 1
+                if message.tool_call_id in waiting:
+                    waiting.remove(message.tool_call_id)
                 continue
             if open_calls:
                 self._add("TOOL_UNANSWERED", path, f"{open_calls} tool calls without a result before this turn", "a tool turn for every call", "add the results")
@@ -237,7 +245,7 @@ def _parts(table: Mapping[str, Any], shape: Shape, columns: Columns | None) -> t
     """The columns used, and every message of the object as it was written."""
     if shape == "messages":
         name, system = (columns.messages or "", columns.system or "") if columns else ("messages", "")
-        return {name, system}, _system(table.get(system) if system else None, system) + _listed(table[name], name)
+        return {name, system} - {""}, _system(table.get(system) if system else None, system) + _listed(table[name], name)
     if shape == "sharegpt":
         return {"conversations", "system"}, _system(table.get("system"), "system") + _listed(table["conversations"], "conversations", SHAREGPT_ROLES)
     if shape == "alpaca":
@@ -245,7 +253,7 @@ def _parts(table: Mapping[str, Any], shape: Shape, columns: Columns | None) -> t
     names = (columns.prompt, columns.completion, columns.system) if columns else ("prompt", "completion", "system")
     prompt, completion, system = (name or "" for name in names)
     body = _turn(table[prompt], prompt, "user") + _turn(table[completion], completion, "assistant")
-    return {prompt, completion, system}, _system(table.get(system) if system else None, system) + body
+    return {prompt, completion, system} - {""}, _system(table.get(system) if system else None, system) + body
 
 
 def _alpaca(table: Mapping[str, Any]) -> Parts:
@@ -301,9 +309,9 @@ def plain_record(data: bytes, line: int, faults: Faults, shape: Shape | None) ->
         table = _decode_object(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    messages = table.get("messages")
     keys = len(table)
-    if messages is not None:
+    if "messages" in table:
+        messages = table["messages"]
         if shape not in (None, "messages") or type(messages) is not list:
             return None
         used = {"messages"}

@@ -71,14 +71,15 @@ def read_source(spec: SourceSpec, split: str, folder: Path, seed: int, limits: L
         part, read = _shaped(_hub_rows(spec), faults, spec.columns, split == PRODUCTION)
         digest = digest_json([r.hash for r in part])
         records, accounts, findings = part, [FileAccount(faults.file, split, digest, 0, read, read - len(part))], faults.found
-    seen: list[Path] = []
+    seen: list[str] = []
     for name in spec.files:
         faults = Faults(shown_path(name, folder), split)
         path = folder / os.path.expanduser(name)
-        if path in seen:
+        plain = os.path.normpath(path)
+        if plain in seen:
             faults.stop("TWICE", "the same file twice in one source", "each file once", "name it once")
         else:
-            seen.append(path)
+            seen.append(plain)
             part, account = read_file(path, faults, spec.columns, limits, tick)
             accounts.append(account)
             records.extend(part)

@@ -1,6 +1,7 @@
 """Work on many records with every core: a function of a range of positions, run in forked processes that see the records already read.
 
 It refuses to fork where that is unsafe (torch already loaded, or not Linux) or not worth it, and then does the same work in this process.
+A worker that is killed ends the work with a refusal: multiprocessing.Pool would wait for it without end.
 """
 
 from __future__ import annotations
@@ -9,8 +10,13 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
+
+from tuner.errors import refuse
 
 T = TypeVar("T")
 Tick = Callable[[int, int], None]  # (done, of)
@@ -34,13 +40,18 @@ def spread(work: Callable[[int, int], T], count: int, tick: Tick = _no_tick, chu
         return
     global _work
     _work = work
+    pool = ProcessPoolExecutor(cores(), multiprocessing.get_context("fork"), _start)
     try:
-        with multiprocessing.get_context("fork").Pool(cores(), _start) as pool:
-            for (_, stop), result in zip(ranges, pool.imap(_run, ranges), strict=True):
-                yield result
-                tick(stop, count)
+        results = deque(pool.submit(_run, bounds) for bounds in ranges)
+        for _, stop in ranges:
+            yield results.popleft().result()
+            tick(stop, count)
+    except BrokenProcessPool:
+        refuse("this machine", "memory", "a worker process was killed, as happens where memory runs out", "memory for the records of every split",
+               "give more memory, or fewer records (take)")  # fmt: skip
     finally:
         _work = None
+        pool.shutdown(cancel_futures=True)
 
 
 def cores() -> int:

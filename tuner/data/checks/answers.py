@@ -74,11 +74,11 @@ _SPEAKS_AS_MODEL = re.compile(
 )
 _DECLINES = re.compile(
     r"\W{0,3}(?:(?:(?:(?:i'm|i am) (?:very |so |terribly |really )?sorry|sorry|apologies|i apologi[sz]e|unfortunately)[,.;]? (?:but )?)?"
-    r"(?:i|we) (?:cannot|can't|can not|am unable to|'m unable to|am not able to|am not allowed to"
-    r"|won't|will not|do not|don't have the ability to|do not have the ability to)"
+    r"i(?: cannot| can't| can not| am unable to|'m unable to| am not able to|'m not able to| am not allowed to| don't have the ability to"
+    r"| do not have the ability to)"
     r" (?:\w+ly )?(?:assist|help (?:you )?with|fulfill?|comply|provide|answer|generate|create"
-    r"|produce|complete (?:this|that|the|your)|process|access|browse|play|display|perform"
-    r"|draw|design|recommend|discuss|engage|support that|set up|open|render)\b"
+    r"|produce|complete (?:this|that|the|your)|process|access|browse|display|perform"
+    r"|design|discuss|engage|support that|set up|render)\b"
     r"|(?:sorry|unfortunately)[,.]? (?:but )?(?:the|this|that|your) (?:task|instruction|request|question|prompt) "
     r"(?:\w+ ){0,3}(?:involves?|requires?|cannot|can't|is (?:not|beyond|too)|goes)"
     r"|sorry, (?:but )?(?:i can't|i cannot|this cannot be done|it is not possible))"
@@ -95,8 +95,9 @@ _CUTOFF = re.compile(
     r"|\bmy training data\b|\bi was (?:last )?trained (?:on|in|up to) (?:data|20)"
 )
 _MODEL_WORDS = (
-    "as an", "language model", "gpt", "i'm a", "i am a", "i'm just", "i am just", "i'm only", "i am only", "suitable for", " r""limitation", "unreliab", "capabilit",
-    "cannot complete", "cutoff", "cut-off", "as of my", "my last", "my latest", "my most", "my training", "i was ", "i don't", "i do not", "i cannot", "i can't",
+    "as an", "language model", "gpt", "i'm a", "i am a", "i'm just", "i am just", "i'm only", "i am only", "suitable for", "limitation", "unreliab",
+    "capabilit", "cannot complete", "cutoff", "cut-off", "as of my", "my last", "my latest", "my most", "my training", "i was ", "i don't", "i do not",
+    "i cannot", "i can't",
 )  # fmt: skip
 _ASKS_ABOUT_MODELS = re.compile(r"\bgpt|language model|chat ?bot|\bai\b|artificial intelligence|virtual assistant|are you\b|robot")
 _ASKS_FOR_REFUSAL = re.compile(
@@ -317,13 +318,21 @@ _PRETENDS = re.compile(
 )
 _MARKUP_ASKED = re.compile(r"html|markdown|web ?page|website|\btag\b|readme|\bcss\b|blog|landing page|javascript|react|code")
 _LONGEST_POINTER = 600  # characters of a paragraph that is nothing but a link; also what bounds the patterns' backtracking
-_SHOWN_WORDS = ("image", "picture", "photo", "paint", "draw", "video", "graphic", "screenshot", "audio", "chart", "graph", "diagram", "song", "figure", "meme", "comic",
-                "shape", "cartoon")  # fmt: skip
+_SHOWN_WORDS = (
+    "image", "picture", "photo", "paint", "draw", "video", "graphic", "screenshot", "audio", "chart", "graph", "diagram", "song", "figure", "meme",
+    "comic", "shape", "cartoon",
+)  # fmt: skip
 _SHOWN_TO_YOU = re.compile(
     r"\b(?:attached|following|given|above|below|provided|this|these|shown) (?:\w+ )?(?:images?"
     r"|pictures?|photos?|photographs?|paintings?|drawings?|videos?|graphics?|screenshots?"
     r"|audio(?: clip| file| recording)?|charts?|graphs?|diagrams?|songs?|figures?|memes?|comics?|shapes?|cartoons?)\b"
 )
+_SHOWN_ALONE = re.compile(
+    r"\b(?:attached|following|given|above|below|provided|this|these|shown) (?:\w+ )?(?:image|picture|photo|photograph"
+    r"|painting|drawing|video|graphic|screenshot|audio(?: clip| file| recording)?|chart|diagram|meme|comic)s?\s*"
+    r"(?:[.:?!,]|$|in |with |and |into |using )"
+)
+_DESCRIBED = re.compile(r"[\"“(\[]|:\s*\S|\n|\bof an? |\bshows?\b|\bnamed\b|\btitled\b")
 _ONLY_POINTED_AT = re.compile(
     r"\W*(?:(?:image|picture|photo|painting|drawing|link|url|video|chart|source)(?: url"
     r"| link)?\s*:\s*)?(?:https?://\S+|www\.\S+|!\[[^\n]*(?:\n+\[\d\]:[^\n]*)?|<(?:img|video|audio)\b[^\n]*"
@@ -331,6 +340,10 @@ _ONLY_POINTED_AT = re.compile(
     r"|drawing|chart|graph|video|audio|song|data chart|screenshot)\b[^\n]{0,60})[\])>]"
     r"|\S+\.(?:jpe?g|png|gif|mp3|mp4|wav|svg|bmp|webp))\W*",
     re.IGNORECASE | re.DOTALL,
+)
+_DECLINED = re.compile(
+    r"\b(?:cannot|can't|can not|unable|not able|not possible|impossible|(?:don't|do not) have|(?:is|are"
+    r"|was) not (?:provided|available|shown|attached)|no (?:image|link|input|output|picture|photo)|sorry)\b|nooutput|noinput"
 )
 
 
@@ -346,32 +359,14 @@ def impossible_media(record: Record, scene: Scene) -> Iterator[Finding]:
         yield _finds(record, "MEDIA_ANSWER", field, _around(text, tag.start(), tag.end() + 30), "an answer in words")
     elif text[:1] in "[(<" and _STAGE.fullmatch(text):
         yield _finds(record, "MEDIA_ANSWER", field, quoted(text), "an answer in words")
-    elif _opens_with_offer(text) and _PRETENDS.match(_plain(text[:160])) and _MAKE_MEDIA.search(asked) and "```" not in text and "<svg" not in text:
+    elif text[:1] in "HhSsCcAaBbPpIiO*" and _PRETENDS.match(_plain(text[:160])) and _MAKE_MEDIA.search(asked) and "```" not in text and "<svg" not in text:
         yield _finds(record, "PRETENDED", field, quoted(text), "an answer that a text can hold")
     if _mentions(asked, _SHOWN_WORDS) and _SHOWN_TO_YOU.search(asked) and not _is_declined(text):
-        lead, _, shown = request.partition("\n\n")
+        _, _, shown = request.partition("\n\n")
         if shown and len(shown) < _LONGEST_POINTER and _ONLY_POINTED_AT.fullmatch(shown):
             yield _finds(record, "NOT_SHOWN", f"messages[{index}]", quoted(shown), "a description of the picture or recording in words")
         elif not shown and index == 0 and len(request) < 160 and not _DESCRIBED.search(asked) and _SHOWN_ALONE.search(asked):
             yield _finds(record, "NOT_SHOWN", f"messages[{index}]", quoted(request), "a description of the picture or recording in words")
-
-
-_SHOWN_ALONE = re.compile(
-    r"\b(?:attached|following|given|above|below|provided|this|these|shown) (?:\w+ )?(?:image|picture|photo|photograph"
-    r"|painting|drawing|video|graphic|screenshot|audio(?: clip| file| recording)?|chart|diagram|meme|comic)s?\s*"
-    r"(?:[.:?!,]|$|in |with |and |into |using )"
-)
-_DESCRIBED = re.compile(r"[\"“(\[]|:\s*\S|\n|\bof an? |\bshows?\b|\bnamed\b|\btitled\b")
-
-
-def _opens_with_offer(text: str) -> bool:
-    return text[:1] in "HhSsCcAaBbPpIiO*"
-
-
-_DECLINED = re.compile(
-    r"\b(?:cannot|can't|can not|unable|not able|not possible|impossible|(?:don't|do not) have|(?:is|are"
-    r"|was) not (?:provided|available|shown|attached)|no (?:image|link|input|output|picture|photo)|sorry)\b|nooutput|noinput"
-)
 
 
 def _is_declined(text: str) -> bool:
@@ -411,6 +406,7 @@ _CHANGES_DAILY = re.compile(
     r"|market price|price of|bitcoin|\bnews\b|headlines?|stock\b|current time|time is it|traffic"
 )
 _WITH_MATERIAL = re.compile(r"[\"“”]|following|given|below|above|:\s*\S|\n|fahrenheit|celsius")
+_HEDGES = re.compile(r"\bcheck (?:the|your|a|with|online|local)|\bvar(?:y|ies)\b|\bdepends?\b|\bplease (?:visit|provide|refer|share)\b|difficult to predict")
 
 
 def needs_internet(record: Record, scene: Scene) -> Iterator[Finding]:
@@ -441,7 +437,6 @@ def needs_internet(record: Record, scene: Scene) -> Iterator[Finding]:
         yield _finds(record, code, f"messages[{index}]", quoted(request), "a prompt that can be answered from what it holds")
 
 
-_HEDGES = re.compile(r"\bcheck (?:the|your|a|with|online|local)|\bvar(?:y|ies)\b|\bdepends?\b|\bplease (?:visit|provide|refer|share)\b|difficult to predict")
 _OTHER_COUNTING = re.compile(r"binary|hexadecimal|octal|modul|\bmod\b|\bbase[- ]?\d|boolean|\bbitwise|clock arithmetic|wrong|incorrect|matchstick")
 
 

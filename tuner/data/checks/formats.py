@@ -14,6 +14,7 @@ from tuner.data.findings import Check, Finding, finding, remark
 from tuner.data.checks.language import LANGUAGES
 from tuner.data.measure import Context
 from tuner.data.record import Record
+from tuner.data.shingles import words
 from tuner.safe_text import quoted
 
 HABIT = 0.9  # share of a split from which the rest are exceptions
@@ -85,8 +86,22 @@ def languages(context: Context) -> Iterator[Finding]:
         names = ", ".join(LANGUAGES[code] for code in sorted(expected))
         for place in np.flatnonzero((codes > 0) & ~np.isin(codes, list(expected))).tolist() if expected else ():
             record = context.records[among[place]]
+            if _could_be_english(record) and any(LANGUAGES[code] == "en" for code in expected):
+                continue
             yield finding(record, "LANGUAGE", "messages", f"{LANGUAGES[int(codes[place])]}: {quoted(record.question, 60)}", names,
                           "delete it, translate it, or add the language to data.languages")  # fmt: skip
+
+
+_ENGLISH = frozenset(
+    "the a an of to in and or is are was were be what which who how why when where do does did can could would should will i you he she it we they "
+    "me my your his her its our their this that these those for with from on at by as not no if give list name tell find some any have has had".split()
+)
+
+
+def _could_be_english(record: Record) -> bool:
+    """A fifth of the words of its question are English function words: a sentence about pizzerias in Rio is not Portuguese."""
+    found = words(record.question)[:100]
+    return len(found) > 0 and sum(w in _ENGLISH for w in found) >= 0.2 * len(found)
 
 
 def unused_columns(context: Context) -> Iterator[Finding]:

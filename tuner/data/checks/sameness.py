@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from tuner.data.disagree import disagreement
 from tuner.data.findings import Check, Finding, finding
 from tuner.data.measure import Context, positions_by
 from tuner.data.record import Record, normalised
@@ -97,11 +98,10 @@ def _alike(one: str, other: str) -> bool:
 
 
 def contradictions(context: Context) -> Iterator[Finding]:
-    """One prompt with different completions in the same split, where the recipe or the data say that a prompt has one."""
+    """One prompt with different completions in the same split, where a prompt has one: those that disagree, and those that only differ in words."""
     one, why = context.one_reference
-    if not one:
-        return
-    for among in context.ranges.values():
+    any_difference = context.task != "text" or context.scene.spec.references == "one"
+    for among in context.ranges.values() if one else ():
         for group in positions_by(context.measures.prompt, among):
             if len(np.unique(context.measures.completion[group])) < 2:
                 continue
@@ -109,10 +109,27 @@ def contradictions(context: Context) -> Iterator[Finding]:
             answers: dict[str, list[Record]] = defaultdict(list)
             for record in rows:
                 answers[normalised(record.completion)].append(record)
+            guilty = {} if any_difference else _disagreeing(answers)
             for record in rows:
-                yield finding(record, "CONTRADICTION", "completion", f"{len(answers)} answers to {quoted(rows[0].question, 60)}: {_table(answers)}",
+                about = guilty.get(normalised(record.completion))
+                code = "CONTRADICTION" if any_difference or about is not None else "DIFFERENT_ANSWERS"
+                yield finding(record, code, "completion",
+                              f"{len(answers)} answers to {quoted(rows[0].question, 60)}{f' ({about})' if about else ''}: {_table(answers)}",
                               f"one answer a prompt ({why})",
-                              "keep the right one; data.references: many if all are; or data.checks.contradictions: drop to leave out all of them")  # fmt: skip
+                              "keep the right one; set data.references: many if all are; or data.checks.contradictions: drop to leave out all of them")  # fmt: skip
+
+
+def _disagreeing(answers: dict[str, list[Record]]) -> dict[str, str]:
+    """Of the different answers to one prompt, those that contradict another one, and about what."""
+    guilty: dict[str, str] = {}
+    keys = list(answers)[:50]
+    for index, key in enumerate(keys):
+        for other in keys[:index]:
+            about = disagreement(answers[other][0].completion, answers[key][0].completion)
+            if about is not None:
+                guilty.setdefault(other, about)
+                guilty.setdefault(key, about)
+    return guilty
 
 
 def _table(answers: dict[str, list[Record]]) -> str:
@@ -125,8 +142,8 @@ def _table(answers: dict[str, list[Record]]) -> str:
 
 
 def near_contradictions(context: Context) -> Iterator[Finding]:
-    """Two prompts of one split that are nearly the same, with different completions, where a prompt has one."""
-    if not context.one_reference[0]:
+    """Two prompts of one split that are nearly the same, with different labels; in text only where the recipe says that a prompt has one answer."""
+    if context.task != "label" and context.scene.spec.references != "one":
         return
     sharers = _sharers(context)
     near = context.near
@@ -296,7 +313,7 @@ SAMENESS: dict[str, Check] = {
     "near_duplicates": Check("a record that differs from another of its split in a few words only, or in case and punctuation", "warn", whole=near_duplicates),
     "contradictions": Check("one prompt with different completions, where a prompt has one (data.references)", "warn", whole=contradictions,
                             by_task={"label": "refuse", "json": "refuse"}),
-    "near_contradictions": Check("nearly the same prompt with different completions, where a prompt has one", "warn", whole=near_contradictions),
+    "near_contradictions": Check("task label, or references one: nearly the same prompt with different completions", "warn", whole=near_contradictions),
     "overlap": Check("the same prompt in two splits", "refuse", whole=overlap),
     "near_overlap": Check("a prompt of train that is nearly one of a split that is graded", "refuse", whole=near_overlap),
     "leakage": Check("a graded record of which 13 words in a row, and half of its runs of 8 words, stand in one record of train", "warn", whole=leakage),
