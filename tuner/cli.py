@@ -139,6 +139,27 @@ def _diagnosed(targets: list[str], profile: str | None, with_base: bool, teller:
 
 
 @app.command()
+def select(
+    recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="train records to keep")] = 500,
+    drop_worst: Annotated[float, typer.Option(min=0.0, max=0.5, help="largest share of train left out for what the checks found against it")] = 0.05,
+    output: Annotated[Path, typer.Option(help="new folder for train.jsonl, reasons.jsonl and recipe.yaml")] = Path("selected"),
+) -> None:  # fmt: skip
+    """Choose fewer train records that keep its coverage: the worst left out, then farthest-first. Writes files, reasons and a recipe."""
+    from tuner import pipeline
+
+    loaded = _recipe(recipe, overrides, profile)
+    with _Teller() as teller:
+        chosen = pipeline.select(loaded, count, drop_worst, output, teller)
+    reasons = Counter(c.reason.split(":")[0] if c.rank else "left out: near a chosen one" if "asks nearly" in c.reason else c.reason for c in chosen.choices)
+    for reason, number in reasons.most_common(12):
+        out.print(f"{number:8} {visible(reason)}", markup=False, soft_wrap=True)
+    out.print(f"mean cosine of every train prompt to its nearest chosen one: {chosen.kept_similarity:.3f}; of {count} drawn at random: {chosen.random_similarity:.3f}",
+              markup=False, soft_wrap=True)  # fmt: skip
+    out.print(f"written: {_shown_path(output)}/train.jsonl, reasons.jsonl, recipe.yaml", markup=False, soft_wrap=True)
+
+
+@app.command()
 def preview(
     recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="records to show of each split")] = 2,
@@ -480,7 +501,11 @@ def _say_checked(diagnosed: Diagnosed, brief: bool = False, seconds: float | Non
         out.print("redacted: " + ", ".join(f"{kind} {count}" for kind, count in whole["redacted"].items()), markup=False, soft_wrap=True)
     for split, counts in whole["tokens"].items():
         (p50, p95, most), (c50, c95, longest) = counts["prompt"], counts["completion"]
-        out.print(f"tokens of {visible(split)}: prompt median {p50}, 95 % under {p95}, longest {most}; completion {c50}, {c95}, {longest}", markup=False, soft_wrap=True)
+        out.print(
+            f"tokens of {visible(split)}: prompt median {p50}, 95 % under {p95}, longest {most}; completion {c50}, {c95}, {longest}",
+            markup=False,
+            soft_wrap=True,
+        )
     found = groups(checked.findings)
     if found and not brief:
         out.print("\nwhat matters most", style="bold")
@@ -491,7 +516,12 @@ def _say_checked(diagnosed: Diagnosed, brief: bool = False, seconds: float | Non
     for group in found:
         shown = group.findings[: 0 if brief and group.severity != "error" else 10]
         rest = f", the first {len(shown)} of them" if 0 < len(shown) < group.count else ""
-        out.print(f"{'' if brief else chr(10)}{group.severity:8}{group.check} {group.code}: {group.count}{rest}", style=None if brief else "bold", markup=False, soft_wrap=True)
+        out.print(
+            f"{'' if brief else chr(10)}{group.severity:8}{group.check} {group.code}: {group.count}{rest}",
+            style=None if brief else "bold",
+            markup=False,
+            soft_wrap=True,
+        )
         for finding in shown:
             _say_finding(finding)
 

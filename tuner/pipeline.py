@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -28,9 +28,10 @@ from tuner.base import Base, guard_tokenizer, resolve_base
 from tuner.catalog import choose
 from tuner.data.checks import CHECKS
 from tuner.data.doctor import Checked, examine, refuse_wrong_actions
-from tuner.data.findings import Finding, Scene, finding
-from tuner.data.record import Record
-from tuner.data.splits import Splits, read_splits
+from tuner.data.findings import SEVERITY, Finding, Scene, finding
+from tuner.data.record import Message, Record
+from tuner.data.spec import CutSpec, SourceSpec
+from tuner.data.splits import Splits, read_splits, sources_of
 from tuner.durable import ensure_folder, json_text
 from tuner.errors import Problem, Refusal, refuse
 from tuner.evaluate.score import metric_names
@@ -39,6 +40,7 @@ from tuner.recipe import Recipe, recipe_text
 from tuner.template.tokens import Encoder, Row, open_encoder
 
 if TYPE_CHECKING:
+    from tuner.data.selection import Selection
     from tuner.artifact.adapter import Adapter
     from tuner.plan.budget import Plan
     from tuner.train.sft import Progress, Trained
@@ -89,7 +91,7 @@ class Diagnosed:
         kept += Counter((r.split, r.file) for r in self.splits.production)
         lines = []
         for account in self.splits.accounts:
-            own = {account.split} if account.split != "train" else {"train", *self._cut_splits()}
+            own = {account.split} if account.split != "train" else {"train", *self.cut_splits()}
             left = sum(kept[split, account.file] for split in own)
             reasons = {name: by_file[account.file] for name, by_file in self.checked.dropped.items() if by_file.get(account.file)}
             lines.append({
@@ -99,7 +101,7 @@ class Diagnosed:
             })  # fmt: skip
         return lines
 
-    def _cut_splits(self) -> list[str]:
+    def cut_splits(self) -> list[str]:
         """The splits that were cut from train's own files."""
         cut = self.recipe.data.cut
         return [split for split, share in (("validation", cut.validation), ("held_out", cut.held_out)) if share > 0]
@@ -194,6 +196,88 @@ def count_tokens(encoder: Encoder, records: Sequence[Record]) -> tuple[NDArray[n
             problem = row.problems[0]
             refused.append(replace(finding(record, "NOT_RENDERED", problem.field, problem.found, problem.accepted, problem.try_), check="template"))
     return counts, refused
+
+
+def with_base_findings(prepared: Prepared, listener: Listener = QUIET) -> Prepared:
+    """The same, and what the base model itself says of train's answers (see tuner.data.difficulty). Loads torch and the base."""
+    from tuner.artifact.decode import Decoder
+    from tuner.base import load_model, pick_device, quiet_libraries, training_precision
+    from tuner.data.difficulty import CHECK, misfits, sampled
+
+    quiet_libraries()
+    precision = training_precision(prepared.recipe.base.load, pick_device())
+    rows = sampled(prepared.rows["train"])
+    listener.stage("base", f"{prepared.base.name} reads {len(rows)} train answers with and without their prompts")
+    encoder = prepared.encoder
+    decoder = Decoder(load_model(prepared.base, precision).to(precision.device), encoder.pad_id, encoder.stop_ids)
+    empty = encoder.prompt_ids([Message("user", "")])
+    pairs = [(r.input_ids[: r.prompt_tokens], r.input_ids[r.prompt_tokens :]) for r in rows] + [(empty, r.input_ids[r.prompt_tokens :]) for r in rows]
+    seen = 0
+
+    def count(done: int) -> None:
+        nonlocal seen
+        seen += done
+        listener.grading("answers", seen, len(pairs))
+
+    losses = decoder.losses(pairs, count)
+    action = prepared.recipe.data.checks.get(CHECK, "warn")
+    findings = misfits([r.record for r in rows], losses[: len(rows)], losses[len(rows) :], SEVERITY[action]) if action != "off" else []
+    return replace(prepared, checked=replace(prepared.checked, findings=[*prepared.checked.findings, *findings]))
+
+
+# --- select --------------------------------------------------------------------------------------------------------
+
+
+def select(recipe: Recipe, count: int, drop_worst: float, folder: Path, listener: Listener = QUIET) -> Selection:
+    """Choose `count` train records, and write them, the reason for every record, and a recipe that uses them, into a new folder."""
+    from tuner.data.selection import select as choose_records
+    from tuner.durable import seal, staging
+
+    if folder.exists():
+        refuse(folder, "--output", "a folder that exists", "a new folder", "choose another name, or remove it")
+    prepared = prepare(recipe, listener)
+    prepared.checked.raise_if_refused()
+    listener.stage("select", f"choosing {count} of {len(prepared.splits['train'])} records")
+    chosen = choose_records(prepared.checked, count, drop_worst, recipe.seed)
+    files = {"train": [c.record for c in sorted(chosen.chosen, key=lambda c: c.rank)]} | {s: prepared.splits[s] for s in prepared.cut_splits()}
+    ensure_folder(folder.absolute().parent)
+    with staging(folder.absolute().parent) as stage:
+        for split, records in files.items():
+            (stage / f"{split}.jsonl").write_text("".join(_line(_as_written(r)) for r in records), encoding="utf-8")
+        (stage / "reasons.jsonl").write_text("".join(_line(c.as_dict()) for c in chosen.choices), encoding="utf-8")
+        (stage / "recipe.yaml").write_text(recipe_text(_with_files(recipe, files, folder.absolute()), comments=False), encoding="utf-8")
+        seal(stage, folder.absolute())
+    return chosen
+
+
+def _as_written(record: Record) -> dict[str, Any]:
+    return {"messages": [m.as_dict() for m in record.messages], **record.extra}
+
+
+def _with_files(recipe: Recipe, files: Mapping[str, object], folder: Path) -> Recipe:
+    """The recipe with these splits in files beside it, and every other path as seen from `folder`."""
+    own = {split: SourceSpec(files=[f"{split}.jsonl"], source=_origin(recipe, split)[0], as_of=_origin(recipe, split)[1]) for split in files}
+    data = recipe.data
+    elsewhere = {
+        "validation": _rebased(data.validation, recipe.path.parent, folder),
+        "held_out": _rebased(data.held_out, recipe.path.parent, folder),
+        "production": _rebased(data.production, recipe.path.parent, folder),
+        "ood": {name: _rebased(source, recipe.path.parent, folder) for name, source in data.ood.items()},
+        "cut": CutSpec(group_by=data.cut.group_by),
+    }
+    base = recipe.base
+    if (recipe.path.parent / base.model).exists():
+        base = base.model_copy(update={"model": os.path.relpath(recipe.path.parent / base.model, folder)})
+    return recipe.model_copy(update={"data": data.model_copy(update={**elsewhere, **own}), "base": base})
+
+
+def _origin(recipe: Recipe, split: str) -> tuple[Any, Any]:
+    source = sources_of(recipe.data).get(split, recipe.data.train)
+    return source.source, source.as_of
+
+
+def _rebased(source: SourceSpec | None, old: Path, new: Path) -> SourceSpec | None:
+    return None if source is None else source.model_copy(update={"files": [os.path.relpath(old / os.path.expanduser(f), new) for f in source.files]})
 
 
 # --- plan ----------------------------------------------------------------------------------------------------------
@@ -425,7 +509,7 @@ def grade_and_report(recipe: Recipe, adapter: Adapter, splits: Splits, version: 
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n"
+    return json.dumps(row, ensure_ascii=False, sort_keys=True, default=str) + "\n"
 
 
 # --- ranks and scratch folders -------------------------------------------------------------------------------------

@@ -6,28 +6,30 @@ import csv
 import gzip
 import hashlib
 import json
+import os
 import random
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 import pytest
 
 from tests.conftest import BAD, ROOT, SAMPLES, colour_rows, jsonl
-from tuner.data.checks import CHECKS
-from tuner.data.findings import Context, run_checks
+from tuner.data.parse import READERS
 from tuner.data.record import Record
-from tuner.data.sources import READERS, SHAPE_KEYS, Reading, read_source
+from tuner.data.shapes import SHAPE_KEYS
+from tuner.data.sources import PRODUCTION, Limits, Reading, read_source
 from tuner.data.spec import Columns, DataSpec, SourceSpec
-from tuner.data.splits import Splits, read_splits
-from tuner.errors import Refusal
+from tuner.data.splits import read_splits
 from tuner.recipe import load_recipe
 
 
-def read(path: Path, columns: dict[str, str] | None = None, take: int | None = None, seed: int = 1, **limits: int) -> Reading:
+def read(path: Path, columns: dict[str, str] | None = None, take: int | None = None, seed: int = 1, split: str = "train", **limits: int) -> Reading:
     spec = SourceSpec(files=[path.name], columns=Columns(**columns) if columns else None, take=take)
-    return read_source(spec, "train", path.parent, seed, **limits)
+    return read_source(spec, split, path.parent, seed, Limits(**limits))
 
 
 def read_text(folder: Path, text: str | bytes, name: str = "a.jsonl", **how: Any) -> Reading:
@@ -36,8 +38,12 @@ def read_text(folder: Path, text: str | bytes, name: str = "a.jsonl", **how: Any
 
 
 def said(reading: Reading) -> list[tuple[str, str]]:
-    """(line, found and accepted and try) of every problem."""
-    return [(p.where.partition(":")[2], f"{p.field} | {p.found} | {p.accepted} | {p.try_}") for p in reading.problems]
+    """(line, field and found and accepted and fix) of every finding."""
+    return [(f.where.partition(":")[2], f"{f.field} | {f.found} | {f.accepted} | {f.fix}") for f in reading.findings]
+
+
+def codes(reading: Reading) -> list[tuple[int, str, str]]:
+    return [(f.line, f.check, f.code) for f in reading.findings]
 
 
 def turns(record: Record) -> list[tuple[str, str]]:
@@ -79,7 +85,7 @@ SHAPES: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
 def test_every_shape_becomes_the_same_messages(tmp_path: Path) -> None:
     for number, (_, row, expected) in enumerate(SHAPES):
         reading = read(jsonl(tmp_path / f"{number}.jsonl", [row, row]))
-        assert reading.problems == [], row
+        assert reading.findings == [], row
         assert [turns(r) for r in reading.records] == [expected, expected], row
         assert reading.records[0].prompt == reading.records[0].messages[:-1] and reading.records[0].completion == "hello"
     assert {shape for shape, _, _ in SHAPES} == set(SHAPE_KEYS) and len(SHAPES) == 17
@@ -189,7 +195,7 @@ def test_blank_lines_crlf_bom_and_a_missing_last_newline_do_not_shift_lines(tmp_
     row = '{"prompt": "p%d", "completion": "c"}'
     text = "\ufeff" + row % 1 + "\r\n\r\n" + row % 3 + "\r\n \t \r\n" + row % 5
     reading = read_text(tmp_path, text)
-    assert reading.problems == [] and [(r.line, r.messages[0].content) for r in reading.records] == [(1, "p1"), (3, "p3"), (5, "p5")]
+    assert reading.findings == [] and [(r.line, r.messages[0].content) for r in reading.records] == [(1, "p1"), (3, "p3"), (5, "p5")]
     assert reading.accounts[0].read == 3 and reading.accounts[0].bytes == len(text.encode())
     assert reading.accounts[0].digest == "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
@@ -211,7 +217,7 @@ def test_csv_lines_are_where_rows_start_whatever_their_cells_hold(tmp_path: Path
             text += delimiter.join('"' + cell.replace('"', '""') + '"' for cell in row) + "\r\n"
             text += "\r\n" * dice.randrange(2)
         reading = read_text(tmp_path, text, name)
-        assert reading.problems == [] and len(reading.records) == 60
+        assert reading.findings == [] and len(reading.records) == 60
         assert [(r.line, r.messages[0].content, r.completion, r.extra["note"]) for r in reading.records] == [
             (line, row[0], row[2], row[1]) for line, row in zip(starts[1:], cells, strict=True)
         ]
@@ -246,7 +252,7 @@ def test_json_array_records_carry_the_line_on_which_they_start(tmp_path: Path) -
     text += ",\n\n" + json.dumps(rows[4]) + "\n]\n\n"
     reading = read_text(tmp_path, text, "a.json")
     starts = [text[: text.index(f'"p{i}"')].rindex("{") for i in range(5)]
-    assert reading.problems == []
+    assert reading.findings == []
     assert [(r.line, r.messages[0].content) for r in reading.records] == [(text.count("\n", 0, start) + 1, f"p{i}") for i, start in enumerate(starts)]
 
 
@@ -282,9 +288,6 @@ def test_broken_json_arrays_are_refused(tmp_path: Path, text: str, line: str, wo
 
 
 def test_parquet_rows_are_numbered_from_one(tmp_path: Path) -> None:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
     rows = [{"messages": [{"role": "user", "content": f"p{i}"}, {"role": "assistant", "content": "c"}], "id": i} for i in range(5000)]
     rows[4321]["messages"][1]["content"] = None
     parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
@@ -299,9 +302,6 @@ def test_parquet_rows_are_numbered_from_one(tmp_path: Path) -> None:
 def test_every_format_gives_the_same_records_packed_or_not(tmp_path: Path, suffix: str) -> None:
     rows = colour_rows(7)
     if suffix == "parquet":
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
-
         parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
         data = (tmp_path / "a.parquet").read_bytes()
     elif suffix in ("csv", "tsv"):
@@ -313,7 +313,7 @@ def test_every_format_gives_the_same_records_packed_or_not(tmp_path: Path, suffi
     packed = read_text(tmp_path, gzip.compress(data), f"a.v1.{suffix.upper()}.gz")
     assert [turns(r) for r in plain.records] == [[("user", row["prompt"]), ("assistant", row["completion"])] for row in rows]
     assert [(turns(r), r.line) for r in packed.records] == [(turns(r), r.line) for r in plain.records]
-    assert plain.problems == packed.problems == [] and plain.accounts[0].digest == packed.accounts[0].digest
+    assert plain.findings == packed.findings == [] and plain.accounts[0].digest == packed.accounts[0].digest
 
 
 # --- what cannot be read -------------------------------------------------------------------------------------------
@@ -355,15 +355,15 @@ def test_a_record_over_the_limit_is_measured_in_bytes(tmp_path: Path) -> None:
     frame = len(line(""))
     texts = ["x" * (2000 - frame), "x" * (2001 - frame), "é" * ((2000 - frame) // 2), "é" * ((2002 - frame) // 2 + 1)]
     expected = [str(i) for i, text in enumerate(texts, 1) if len(line(text).encode()) > 2000]
-    reading = read_text(tmp_path, "\n".join(map(line, texts)), max_record_bytes=2000)
+    reading = read_text(tmp_path, "\n".join(map(line, texts)), record_bytes=2000)
     assert [at for at, _ in said(reading)] == expected == ["2", "4"] and law_holds(reading)
 
 
 def test_a_file_that_unpacks_to_more_than_allowed_is_refused(tmp_path: Path) -> None:
     data = (GOOD_LINE + "\n").encode() * 1000
     for name, content in (("a.jsonl", data), ("a.jsonl.gz", gzip.compress(data))):
-        assert read_text(tmp_path, content, name, max_file_bytes=len(data)).problems == []
-        ((_, text),) = said(read_text(tmp_path, content, name, max_file_bytes=len(data) - 1))
+        assert read_text(tmp_path, content, name, file_bytes=len(data)).findings == []
+        ((_, text),) = said(read_text(tmp_path, content, name, file_bytes=len(data) - 1))
         assert f"at most {len(data) - 1} bytes" in text
 
 
@@ -395,7 +395,7 @@ def test_a_path_that_cannot_be_read_is_refused_and_not_a_traceback(tmp_path: Pat
     jsonl(tmp_path / "train.jsonl", colour_rows(2))
     (tmp_path / "folder.jsonl").mkdir()
     reading = read_source(SourceSpec(files=[name]), "train", tmp_path, 1)
-    assert len(reading.problems) == 1 and reading.records == []
+    assert len(reading.findings) == 1 and reading.records == []
     assert ("did you mean train.jsonl" in said(reading)[0][1]) == (name == "trian.jsonl")
 
 

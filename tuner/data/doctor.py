@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 from tuner.catalog import choose
 from tuner.data.findings import SEVERITY, Check, Finding, Scene, Severity
 from tuner.data.measure import Context, CountTokens, measure
+from tuner.data.personal import hide
 from tuner.data.redaction import redacted
-from tuner.data.spec import DataSpec
+from tuner.data.spec import Action, DataSpec
 from tuner.data.splits import Splits
 from tuner.errors import Collector, Refusal
 
@@ -54,10 +56,18 @@ def refuse_wrong_actions(checks: Mapping[str, Check], spec: DataSpec, where: Cal
         except Refusal as refusal:
             collector.problems.extend(refusal.problems)
             continue
-        allowed = ("refuse",) if name == "files" else ("refuse", "drop")
-        if check.each is None and check.whole is None and action not in allowed:
-            collector.add(where(name), f"data.checks.{name}", action, " or ".join(allowed), "what cannot be read cannot be kept")
+        allowed, why = _allowed(name, check)
+        if action not in allowed:
+            collector.add(where(name), f"data.checks.{name}", action, " or ".join(allowed), why)
     collector.raise_if_any()
+
+
+def _allowed(name: str, check: Check) -> tuple[tuple[Action, ...], str]:
+    if check.needs_base:
+        return ("refuse", "warn", "off"), "it runs after records were dropped"
+    if check.each is not None or check.whole is not None:
+        return get_args(Action), ""
+    return ("refuse",) if name == "files" else ("refuse", "drop"), "what cannot be read cannot be kept"
 
 
 def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tokens: CountTokens | None = None, tick: Tick | None = None) -> Checked:
@@ -87,15 +97,20 @@ def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tok
         if tick is not None:
             tick(name, done, len(whole))
         assert check.whole is not None
-        hits = list(check.whole(context))
-        found[name].extend(hits)
+        told = list(check.whole(context))
+        found[name].extend(told)
         if check.action(scene.spec, name) == "drop":
-            places = {(f.split, f.file, f.line) for f in hits if f.severity != "note"}
+            places = {(f.split, f.file, f.line) for f in told if f.severity != "note"}
             leave_out(name, (i for i, r in enumerate(context.records) if (r.split, r.file, r.line) in places))
     context = context.without(gone)
     said = {name: SEVERITY[checks[name].action(scene.spec, name)] for name in found}
-    findings = [replace(f, check=name, severity="note" if f.severity == "note" else said[name]) for name, of in found.items() for f in _in_order(of)]
+    findings = [_final(f, name, said[name]) for name, of in found.items() for f in _in_order(of)]
     return Checked(context, findings, dropped, hidden)
+
+
+def _final(finding: Finding, check: str, severity: Severity) -> Finding:
+    """The finding with its check's name and severity; no text in it shows a person's data."""
+    return replace(finding, check=check, severity="note" if finding.severity == "note" else severity, found=hide(finding.found))
 
 
 def _in_order(findings: list[Finding]) -> list[Finding]:

@@ -22,6 +22,7 @@ from tuner.safe_text import quoted
 BLOCK = 1 << 20  # bytes read at a time
 FREE_BYTES = 1 << 26  # an unpacked size below this is never called a bomb
 MOST_RATIO = 250  # unpacked bytes per packed byte; text packs 3 to 50 times, deflate at most 1,032
+MOST_FAULTS = 1_000_000  # kept of one file
 MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -54,7 +55,13 @@ class Faults:
     found: list[Finding] = field(default_factory=list)
 
     def add(self, check: str, code: str, line: int, field_: str, found: str, accepted: str, fix: str) -> None:
+        """Raises Unreadable at the fault that is one too many: a packed file of a few kilobytes can hold millions."""
+        if len(self.found) >= MOST_FAULTS:
+            check, code, field_, found = "files", "TOO_MANY", "", f"more than {MOST_FAULTS} faults; the rest of the file was not read"
+            accepted, fix = "a file of records", "look at the first few, and convert the file"
         self.found.append(Finding(check, code, "error", self.file, line, "", field_, found, accepted, fix, self.split))
+        if code == "TOO_MANY":
+            raise Unreadable
 
     def stop(self, code: str, found: str, accepted: str, fix: str, line: int = 0) -> Unreadable:
         """A fault of the whole file, to be raised."""
@@ -70,7 +77,7 @@ class Stream:
     faults: Faults
     max_record_bytes: int
     max_file_bytes: int
-    bytes: int = 0
+    size: int = 0
     _hash: object = field(default_factory=hashlib.sha256)
 
     @property
@@ -106,8 +113,10 @@ class Stream:
         except FileNotFoundError:
             raise self._missing() from None
         except (OSError, ValueError) as error:  # ValueError: a null character in the path
-            raise self.faults.stop("UNREADABLE", getattr(error, "strerror", None) or str(error), "a readable file", "check the path and its permissions") from None
-        if not self.bytes:
+            raise self.faults.stop(
+                "UNREADABLE", getattr(error, "strerror", None) or str(error), "a readable file", "check the path and its permissions"
+            ) from None
+        if not self.size:
             raise self.faults.stop("EMPTY", "0 bytes", "at least one record", "remove the file from the recipe, or fill it")
 
     def _unpacked(self, raw: BinaryIO) -> Iterator[bytes]:
@@ -120,10 +129,10 @@ class Stream:
     def _counted(self, blocks: Iterator[bytes], packed_bytes: int) -> Iterator[bytes]:
         limit = self.max_file_bytes if not self.packed else min(self.max_file_bytes, max(FREE_BYTES, packed_bytes * MOST_RATIO))
         for block in blocks:
-            if not self.bytes:
+            if not self.size:
                 self._refuse_other_kinds(block)
-            self.bytes += len(block)
-            if self.bytes > limit:
+            self.size += len(block)
+            if self.size > limit:
                 raise self._too_large(f"more than {limit} bytes unpacked from {packed_bytes}")
             self._hash.update(block)  # type: ignore[attr-defined]
             yield block
@@ -140,7 +149,12 @@ class Stream:
             return
         for magic, name in ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstandard"), (b"PAR1", "parquet"), (b"PK\x03\x04", "zip")):
             if block.startswith(magic):
-                raise self.faults.stop("OTHER_KIND", f"{name} data under the name {quoted(self.path.name)}", "a file named after what it holds", "rename it to what it is, or unpack it")
+                raise self.faults.stop(
+                    "OTHER_KIND",
+                    f"{name} data under the name {quoted(self.path.name)}",
+                    "a file named after what it holds",
+                    "rename it to what it is, or unpack it",
+                )
         if b"\x00" in block[:4]:
             raise self.faults.stop("ENCODING", "null bytes at the start, as in UTF-16 or UTF-32 text", "UTF-8 text", "convert it: iconv -f UTF-16 -t UTF-8")
 

@@ -83,7 +83,8 @@ class Check:
     """One row of the catalogue: `each` sees one record at a time, in any process; `whole` sees all records and their measures.
 
     `default` is what the check does unless the recipe says otherwise; it may depend on data.task. A check with neither
-    function names what reading itself finds; such a record cannot be kept, so only `refuse` and `drop` are open to it.
+    function names what reading itself finds; such a record cannot be kept, so only `refuse` and `drop` are open to it. One that
+    `needs_base` is run elsewhere (`tuner check --with-base`) and drops nothing.
     """
 
     what: str
@@ -91,6 +92,7 @@ class Check:
     each: RecordCheck | None = None
     whole: SetCheck | None = None
     by_task: Mapping[str, Action] = field(default_factory=dict)
+    needs_base: bool = False
 
     def action(self, spec: DataSpec, name: str) -> Action:
         return spec.checks.get(name, self.by_task.get(spec.task, self.default))

@@ -129,13 +129,15 @@ def _broken(stream: Stream, line: Line, text: str, error: json.JSONDecodeError) 
     if error.msg == "Extra data" and "\r" in text[max(error.pos - 3, 0) : error.pos + 1]:
         stream.faults.add("unreadable", "CARRIAGE_RETURNS", line.number, "", "records parted by carriage returns alone", "line feeds (\\n) or \\r\\n",
                           "convert the line ends")  # fmt: skip
-    elif error.msg == "Extra data":
+    elif error.msg == "Extra data" and text.lstrip().startswith(("{", "[")):
         stream.faults.add("unreadable", "TWO_RECORDS", line.number, "",
                           f"more after the end of the record, at column {error.colno}: {quoted(text[error.pos : error.pos + 40], 40)}",
                           "one JSON object a line", "put each record on a line of its own")  # fmt: skip
     else:
         near = quoted(text[max(error.pos - 20, 0) : error.pos + 20], 44)
-        cut = not line.ended and error.pos >= len(text.rstrip()) - 1 or (not line.ended and error.msg.startswith("Unterminated"))
+        end = len(text.rstrip())
+        within = error.msg.startswith("Unterminated") or error.pos > end - LONGEST_TOKEN
+        cut = not line.ended and (error.pos >= end or (within and text[end - 1] != "}"))
         stream.faults.add("unreadable", "TRUNCATED" if cut else "BROKEN_JSON", line.number, "",
                           f"broken JSON at column {error.colno}: {error.msg.lower()}, near {near}" + (", where the file ends" if cut else ""),
                           "one whole JSON object a line", f"mend or delete line {line.number}")  # fmt: skip
@@ -167,7 +169,7 @@ class _Text:
         if self.bad_byte is not None:
             found, line = self.bad_byte
             raise self.stream.faults.stop("ENCODING", found, "UTF-8 text", "save the file as UTF-8, or mend that line", line)
-        before = self.stream.bytes
+        before = self.stream.size
         block = next(self.blocks, None)
         self.more = block is not None
         try:
@@ -201,7 +203,9 @@ class _Text:
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos > len(self.text) - LONGEST_TOKEN
                 if not (cut and self.more):
-                    raise _Lost("BROKEN_JSON", f"broken JSON: {error.msg.lower()}{NOT_READ}", "a JSON array of objects", "mend the file from that line on") from None
+                    raise _Lost(
+                        "BROKEN_JSON", f"broken JSON: {error.msg.lower()}{NOT_READ}", "a JSON array of objects", "mend the file from that line on"
+                    ) from None
             else:
                 if end < len(self.text) or not self.more:  # a number at the very end may go on in the next block
                     break
@@ -243,7 +247,10 @@ _LENIENT = json.JSONDecoder(parse_int=str)
 
 
 def _json_array(stream: Stream) -> Iterator[Raw]:
-    """A JSON array of objects, each with the line on which it starts. Stops where the array breaks off: nothing behind that can be trusted."""
+    """A JSON array of objects, each with the line on which it starts; in an array all on line 1, with its number in the array, counted from 1.
+
+    Stops where the array breaks off: nothing behind that can be trusted.
+    """
     text = _Text(stream)
     first = text.skip()
     if first != "[":
@@ -251,8 +258,11 @@ def _json_array(stream: Stream) -> Iterator[Raw]:
         raise stream.faults.stop("NOT_ARRAY", quoted(text.text[:20]), "a JSON array of objects", hint, text.line)
     text.at += 1
     mark = text.skip()
+    number, on_one_line = 0, False
     while mark != "]":
-        line = text.line
+        number += 1
+        on_one_line = on_one_line or (number == 2 and text.line == 1)
+        line = number if on_one_line else text.line
         try:
             value = text.value()
         except BadJson as bad:
@@ -339,7 +349,9 @@ class _CsvLines:
         most = self.stream.max_record_bytes
         if self.row_bytes and self.row_bytes + line.size > most:
             self.lines = iter(())
-            raise _Lost("TOO_LONG", f"a row of more than {most} bytes{NOT_READ}", f"at most {most}", "close the quote, shorten the row, or raise data.max_record_bytes")
+            raise _Lost(
+                "TOO_LONG", f"a row of more than {most} bytes{NOT_READ}", f"at most {most}", "close the quote, shorten the row, or raise data.max_record_bytes"
+            )
         self.row_bytes += line.size + 1
         text = line_text(self.stream, line)
         if text is None:
@@ -419,5 +431,3 @@ def kind_of(value: Any) -> str:
     if isinstance(value, str):
         return f"the text {quoted(value, 40)}"
     return "a list" if isinstance(value, list) else "an object"
-
-

@@ -19,6 +19,7 @@ from typing import Literal
 import phonenumbers
 
 from tuner.catalog import choose
+from tuner.safe_text import quoted
 
 Group = Literal["personal", "secret"]
 Span = tuple[int, int]
@@ -78,6 +79,11 @@ def masked(text: str, hit: Hit) -> str:
 def hide(text: str) -> str:
     """The text with every hit replaced by its mask, for printing an example."""
     return _replaced(text, find(text), lambda hit: masked(text, hit))
+
+
+def masked_quote(text: object, limit: int = 80) -> str:
+    """Text of a record as a finding quotes it: personal data masked before it is cut, control characters visible, in single quotes."""
+    return quoted(hide(str(text)), limit)
 
 
 class Redactor:

@@ -131,7 +131,8 @@ class Shaper:
 
     def _message(self, path: str, item: Any) -> Message | None:
         if not isinstance(item, dict):
-            self._add("TYPE", path, kind_of(item), 'a message, as {"role": "user", "content": "…"}', "mend the record")
+            accepted = 'a message, as {"role": "user", "content": "…"}' if "[" in path else "a list of messages"
+            self._add("TYPE", path, kind_of(item), accepted, "mend the record")
             return None
         role, content, calls = item.get("role"), item.get("content"), item.get("tool_calls")
         if role not in ROLES:
@@ -226,7 +227,9 @@ class Shaper:
                     waiting.remove(message.tool_call_id)
                 continue
             if open_calls:
-                self._add("TOOL_UNANSWERED", path, f"{open_calls} tool calls without a result before this turn", "a tool turn for every call", "add the results")
+                self._add(
+                    "TOOL_UNANSWERED", path, f"{open_calls} tool calls without a result before this turn", "a tool turn for every call", "add the results"
+                )
                 return False
             calls = json.loads(message.tool_calls) if message.tool_calls else []
             waiting, open_calls = [c["id"] for c in calls if isinstance(c.get("id"), str)], len(calls)
@@ -277,7 +280,7 @@ def _turn(value: Any, path: str, role: str) -> Parts:
 
 def _listed(value: Any, path: str, roles: Mapping[str, str] | None = None) -> Parts:
     if not isinstance(value, list):
-        return [(path, value)]
+        return [(path, (value,) if isinstance(value, dict) else value)]  # refused by its type: one message is no list of them
     if roles is None:
         return [(f"{path}[{i}]", item) for i, item in enumerate(value)]
     return [(f"{path}[{i}]", _renamed(item, roles)) for i, item in enumerate(value)]
@@ -295,8 +298,6 @@ def _renamed(item: Any, roles: Mapping[str, str]) -> Any:
 _PLAIN = (str, bool, type(None))
 _SPACED_COLON = re.compile(rb'"[ \t\r]+:')
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
-
-
 
 
 def plain_record(data: bytes, line: int, faults: Faults, shape: Shape | None) -> tuple[Shape, Record] | None:
@@ -320,9 +321,9 @@ def plain_record(data: bytes, line: int, faults: Faults, shape: Shape | None) ->
             if type(item) is not dict or len(item) != 2:
                 return None
             role, content = item.get("role"), item.get("content")
-            if type(content) is not str or role not in _SPEAKERS:
+            if type(content) is not str or type(role) is not str or role not in _SPEAKERS:
                 return None
-            turns.append(Message(role, content))
+            turns.append(Message(cast(Role, role), content))
             keys += 2
         if not _alternates(turns):
             return None

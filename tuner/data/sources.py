@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -114,13 +115,13 @@ def read_file(path: Path, faults: Faults, columns: Columns | None, limits: Limit
             if record is not None:
                 records.append(record)
             if not read & 4095:
-                tick(faults.file, stream.bytes)
+                tick(faults.file, stream.size)
         if read == 0:
             faults.stop("EMPTY", "no records", "at least one record", "remove the file from the recipe, or fill it")
     except Unreadable:
         pass
-    tick(faults.file, stream.bytes)
-    return records, FileAccount(faults.file, faults.split, stream.digest if stream.bytes else "", stream.bytes, read, read - len(records))
+    tick(faults.file, stream.size)
+    return records, FileAccount(faults.file, faults.split, stream.digest if stream.size else "", stream.size, read, read - len(records))
 
 
 def _jsonl_records(stream: Stream, columns: Columns | None, questions_only: bool, _kind: str) -> Iterator[Record | None]:
@@ -150,11 +151,12 @@ def _table_records(stream: Stream, columns: Columns | None, questions_only: bool
 def _shaped(rows: Iterable[Raw], faults: Faults, columns: Columns | None, questions_only: bool) -> tuple[list[Record], int]:
     shaper = Shaper(faults, columns, questions_only)
     read, records = 0, []
-    for line, table in rows:
-        read += 1
-        record = None if table is None else shaper.record(line, table)
-        if record is not None:
-            records.append(record)
+    with suppress(Unreadable):  # one fault too many
+        for line, table in rows:
+            read += 1
+            record = None if table is None else shaper.record(line, table)
+            if record is not None:
+                records.append(record)
     return records, read
 
 

@@ -16,7 +16,7 @@ from tuner.data.findings import Finding
 from tuner.data.record import Record
 from tuner.data.sources import PRODUCTION, FileAccount, Limits, Tick, no_tick, read_source
 from tuner.data.spec import CutSpec, DataSpec, SourceSpec
-from tuner.errors import refuse
+from tuner.errors import Refusal, refuse
 from tuner.fingerprint import digest_json
 
 OOD = "ood."
@@ -66,7 +66,10 @@ def read_splits(spec: DataSpec, folder: Path, seed: int, tick: Tick | None = Non
         findings += reading.findings
     production = records.pop(PRODUCTION, [])
     if (spec.cut.validation or spec.cut.held_out) and records["train"]:
-        records = _with_cuts(records, spec.cut, seed)
+        try:
+            records = _with_cuts(records, spec.cut, seed)
+        except Refusal as refusal:  # what could not be read comes first: it may be why too little is left to cut
+            raise Refusal([*(f.problem() for f in findings), *refusal.problems]) from None
     return Splits(records, tuple(accounts), tuple(findings), production)
 
 
@@ -91,23 +94,23 @@ def cut_records(records: list[Record], cut: CutSpec, seed: int) -> dict[str, lis
     A group is the value of `group_by`, or else the normalised prompt, so that two answers to one question stay together.
     With `stratify` the shares hold within every completion (of a group's first record).
     """
-    groups_of: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        groups_of[_group(record, cut.group_by)].append(record)
-    strata: dict[str, dict[str, list[Record]]] = defaultdict(dict)
+    groups_of: dict[str, list[int]] = defaultdict(list)
+    for position, record in enumerate(records):
+        groups_of[_group(record, cut.group_by)].append(position)
+    strata: dict[str, dict[str, list[int]]] = defaultdict(dict)
     for group, members in groups_of.items():
-        strata[members[0].completion if cut.stratify else ""][group] = members
-    home: dict[tuple[str, int], str] = {}
+        strata[records[members[0]].completion if cut.stratify else ""][group] = members
+    home: dict[int, str] = {}
     for groups in strata.values():
         ranked = sorted(groups, key=lambda g: hashlib.sha256(f"{seed}\x1f{g}".encode("utf-8", "surrogatepass")).digest())
         held_out = _share(cut.held_out, len(ranked))
         validation = _share(cut.validation, len(ranked))
         for index, group in enumerate(ranked):
             split = "held_out" if index < held_out else "validation" if index < held_out + validation else "train"
-            home.update({(r.file, r.line): split for r in groups[group]})
+            home.update(dict.fromkeys(groups[group], split))
     parts: dict[str, list[Record]] = {"train": [], "validation": [], "held_out": []}
-    for record in records:
-        split = home[record.file, record.line]
+    for position, record in enumerate(records):
+        split = home[position]
         parts[split].append(record if record.split == split else record.moved(split))
     for split, share in (("validation", cut.validation), ("held_out", cut.held_out)):
         if share > 0 and not parts[split]:

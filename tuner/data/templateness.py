@@ -98,7 +98,7 @@ def _common_share(texts: list[list[str]]) -> float:
     holders = Counter(chain.from_iterable(set(g) for g in grams))
     least = max(3, math.ceil(COMMON * len(texts)))
     inside = 0
-    for words, of_text in zip(texts, grams, strict=True):
+    for of_text in grams:
         covered = 0
         for place, gram in enumerate(of_text):
             if holders[gram] >= least:

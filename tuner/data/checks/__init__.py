@@ -22,6 +22,12 @@ READING: dict[str, Check] = {
     "template": Check("a record that the chat template cannot render, or after which it never stops", "refuse"),
 }
 
+WITH_BASE: dict[str, Check] = {
+    "base_misfits": Check(
+        "check --with-base: an answer that its prompt makes no likelier to the base model, and that is unlike it in words", "warn", needs_base=True
+    ),
+}
+
 CHECKS: dict[str, Check] = {
-    **READING, **TEXT, **LENGTH, **SAMENESS, **LABELS, **PERSONAL, **LANGUAGE, **ANSWERS, **FIT, **FORMATS, **PROVENANCE, **COVERAGE
+    **READING, **TEXT, **LENGTH, **SAMENESS, **LABELS, **PERSONAL, **LANGUAGE, **ANSWERS, **FIT, **FORMATS, **PROVENANCE, **COVERAGE, **WITH_BASE
 }  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from tuner.data.checks.arithmetic import wrong_equations
 from tuner.data.findings import Check, Finding, Scene, finding
 from tuner.data.record import Record, normalised
-from tuner.safe_text import quoted
+from tuner.data.personal import masked_quote
 
 _LOOK = "read the record; mend it or delete line {line}"
 
@@ -35,8 +35,8 @@ def _last_request(record: Record) -> tuple[int, str]:
 
 
 def _given(record: Record) -> str:
-    """All the words the model is given, system turns and tool results included."""
-    return "\n\n".join(m.text for m in record.prompt)
+    """All the words that are not the model's own: system and user turns, tool results."""
+    return "\n\n".join(m.content for m in record.messages if m.role != "assistant")
 
 
 def _plain(text: str) -> str:
@@ -55,7 +55,7 @@ def _mentions(text: str, words: tuple[str, ...]) -> bool:
 def _around(text: str, start: int, end: int, width: int = 70) -> str:
     """The match and the words about it, for `found`."""
     margin = max((width - (end - start)) // 2, 0)
-    return quoted(text[max(start - margin, 0) : end + margin], width + 2)
+    return masked_quote(text[max(start - margin, 0) : end + margin], width + 2)
 
 
 def _finds(record: Record, code: str, field: str, found: str, accepted: str) -> Finding:
@@ -168,7 +168,7 @@ def placeholders(record: Record, scene: Scene) -> Iterator[Finding]:
         if token:
             yield _finds(record, "TOKEN", field, _around(text, token.start(), token.end()), "the answer itself, without the token")
         elif "output" in low[:20] and len(text) < 300 and _NO_OUTPUT.match(text):
-            yield _finds(record, "NO_OUTPUT", field, quoted(text), "an answer to the prompt")
+            yield _finds(record, "NO_OUTPUT", field, masked_quote(text), "an answer to the prompt")
         if "[" in text:
             blank = _FILL_IN.search(text)
             if blank and not _ASKS_FOR_BLANKS.search(record.question.lower()):
@@ -184,10 +184,10 @@ def _placeholder_in_prompt(record: Record, index: int, text: str) -> Iterator[Fi
     if len(tail) <= 48 and (before or tail[:1] in "<([nN`\"'\\"):
         words = _NOT_A_WORD.sub(" ", tail.lower()).strip()
         if _NOTHING.fullmatch(words) and (before or "put" in words):
-            yield _finds(record, "NO_INPUT", f"messages[{index}]", quoted(tail), "an input, or no paragraph at all")
+            yield _finds(record, "NO_INPUT", f"messages[{index}]", masked_quote(tail), "an input, or no paragraph at all")
             return
         if tail.strip() == "NA" and before:
-            yield _finds(record, "NO_INPUT", f"messages[{index}]", quoted(tail), "an input, or no paragraph at all")
+            yield _finds(record, "NO_INPUT", f"messages[{index}]", masked_quote(tail), "an input, or no paragraph at all")
             return
     low = text.lower()
     token = _NO_TOKEN.search(text) if _mentions(low, _NO_WORDS) else None
@@ -211,15 +211,15 @@ def near_empty(record: Record, scene: Scene) -> Iterator[Finding]:
         answer = text.strip()
         if answer and all(c.isspace() or unicodedata.category(c)[0] == "P" for c in answer):
             if not _ASKS_FOR_A_SIGN.search(record.question.lower()) and answer not in record.question:
-                yield _finds(record, "PUNCTUATION", field, quoted(answer), "an answer in words")
+                yield _finds(record, "PUNCTUATION", field, masked_quote(answer), "an answer in words")
         elif answer.lower().rstrip(".") in _NON_ANSWERS or answer == "NA":
             word = answer.lower().strip(" .<>[]#")
             _, request = _last_request(record)
             if word not in request.lower() or _NOTHING.fullmatch(_NOT_A_WORD.sub(" ", request.lower().rpartition("\n\n")[2]).strip()):
-                yield _finds(record, "NON_ANSWER", field, quoted(answer), "an answer to the prompt")
+                yield _finds(record, "NON_ANSWER", field, masked_quote(answer), "an answer to the prompt")
 
 
-_MARKERS = re.compile(r"<\|[A-Za-z_][A-Za-z_0-9 -]{1,40}\|>|\[/?INST\]|<</?SYS>>|</s>\s*\Z|\A<s>|<(?:start|end)_of_turn>|<｜[^｜]{1,40}｜>")
+_MARKERS = re.compile(r"<\|[A-Za-z_][A-Za-z_0-9 -]{1,40}\|>|\[/?INST\]|<</?SYS>>|</s>\s*\Z|\A<s>(?!(?s:.)*</s>\s*\S)|<(?:start|end)_of_turn>|<｜[^｜]{1,40}｜>")
 _MERGED = re.compile(r"^[ \t]*\d{1,3}\.[ \t]*instruction[ \t]*:", re.IGNORECASE | re.MULTILINE)
 _HEADERS = re.compile(
     r"^[ \t]*(?:#{2,}[ \t]*(?:instruction|input|response)|instruction)[ \t]*:|\A\s*+#*+[ \t]*+(?:output|response)[ \t]*:", re.IGNORECASE | re.MULTILINE
@@ -284,7 +284,7 @@ def invented_links(record: Record, scene: Scene) -> Iterator[Finding]:
 
 def _listed(values: list[str]) -> str:
     more = f" and {len(values) - 2} more" if len(values) > 2 else ""
-    return ", ".join(quoted(v, 70) for v in values[:2]) + more
+    return ", ".join(masked_quote(v, 70) for v in values[:2]) + more
 
 
 def _is_invented(link: str, given: str) -> bool:
@@ -358,15 +358,15 @@ def impossible_media(record: Record, scene: Scene) -> Iterator[Finding]:
     if tag and (tag[0][0] == "!" or not _MARKUP_ASKED.search(asked)) and not (tag[0][0] == "!" and "markdown" in asked):
         yield _finds(record, "MEDIA_ANSWER", field, _around(text, tag.start(), tag.end() + 30), "an answer in words")
     elif text[:1] in "[(<" and _STAGE.fullmatch(text):
-        yield _finds(record, "MEDIA_ANSWER", field, quoted(text), "an answer in words")
+        yield _finds(record, "MEDIA_ANSWER", field, masked_quote(text), "an answer in words")
     elif text[:1] in "HhSsCcAaBbPpIiO*" and _PRETENDS.match(_plain(text[:160])) and _MAKE_MEDIA.search(asked) and "```" not in text and "<svg" not in text:
-        yield _finds(record, "PRETENDED", field, quoted(text), "an answer that a text can hold")
+        yield _finds(record, "PRETENDED", field, masked_quote(text), "an answer that a text can hold")
     if _mentions(asked, _SHOWN_WORDS) and _SHOWN_TO_YOU.search(asked) and not _is_declined(text):
         _, _, shown = request.partition("\n\n")
         if shown and len(shown) < _LONGEST_POINTER and _ONLY_POINTED_AT.fullmatch(shown):
-            yield _finds(record, "NOT_SHOWN", f"messages[{index}]", quoted(shown), "a description of the picture or recording in words")
+            yield _finds(record, "NOT_SHOWN", f"messages[{index}]", masked_quote(shown), "a description of the picture or recording in words")
         elif not shown and index == 0 and len(request) < 160 and not _DESCRIBED.search(asked) and _SHOWN_ALONE.search(asked):
-            yield _finds(record, "NOT_SHOWN", f"messages[{index}]", quoted(request), "a description of the picture or recording in words")
+            yield _finds(record, "NOT_SHOWN", f"messages[{index}]", masked_quote(request), "a description of the picture or recording in words")
 
 
 def _is_declined(text: str) -> bool:
@@ -405,7 +405,7 @@ _CHANGES_DAILY = re.compile(
     r"\bweather|temperature|forecast|stock price|share price|stock market|exchange rate"
     r"|market price|price of|bitcoin|\bnews\b|headlines?|stock\b|current time|time is it|traffic"
 )
-_WITH_MATERIAL = re.compile(r"[\"“”]|following|given|below|above|:\s*\S|\n|fahrenheit|celsius")
+_WITH_MATERIAL = re.compile(r"[\"“”]|following|given|below|above|:\s*\S|\n|fahrenheit|celsius|example|figurative")
 _HEDGES = re.compile(r"\bcheck (?:the|your|a|with|online|local)|\bvar(?:y|ies)\b|\bdepends?\b|\bplease (?:visit|provide|refer|share)\b|difficult to predict")
 
 
@@ -434,7 +434,7 @@ def needs_internet(record: Record, scene: Scene) -> Iterator[Finding]:
     ):
         code = "LIVE_FACT"
     if code and not _is_declined(answer) and not _HEDGES.search(_plain(answer[:300])):
-        yield _finds(record, code, f"messages[{index}]", quoted(request), "a prompt that can be answered from what it holds")
+        yield _finds(record, code, f"messages[{index}]", masked_quote(request), "a prompt that can be answered from what it holds")
 
 
 _OTHER_COUNTING = re.compile(r"binary|hexadecimal|octal|modul|\bmod\b|\bbase[- ]?\d|boolean|\bbitwise|clock arithmetic|wrong|incorrect|matchstick")
@@ -455,12 +455,10 @@ def wrong_arithmetic(record: Record, scene: Scene) -> Iterator[Finding]:
         for equation in wrong[:3]:
             value = equation.value
             exact = str(value) if value.denominator == 1 else f"{float(value):.6g}" if abs(value) < 10**15 else "another number"
-            yield _finds(record, "WRONG_SUM", field, quoted(f"{equation.left} = {equation.right}"), quoted(f"{equation.left} = {exact}"))
+            yield _finds(record, "WRONG_SUM", field, masked_quote(f"{equation.left} = {equation.right}"), masked_quote(f"{equation.left} = {exact}"))
 
 
-_CHANGE_IT = re.compile(
-    r"\b(?:rewrite|rephrase|reword|paraphrase|translate|convert|transform|change|reverse|shorten|summari[sz]e|simplify|expand|replace|condense)\b"
-)
+_CHANGE_IT = re.compile(r"\b(?:rewrite|rephrase|reword|paraphrase|translate|transform|reverse|shorten|summari[sz]e|simplify|expand|condense)\b")
 
 
 def echo(record: Record, scene: Scene) -> Iterator[Finding]:
@@ -469,15 +467,15 @@ def echo(record: Record, scene: Scene) -> Iterator[Finding]:
         return
     _, request = _last_request(record)
     answer = record.messages[-1].content.strip()
-    if answer.count(" ") < 3 or answer[-24:-1].strip(" .\"'") not in request:
+    if answer.count(" ") < 3 or answer[-24:-1].strip(" .\"'").lower() not in request.lower():
         return
     same = normalised(answer)
     if same == normalised(request):
-        yield _finds(record, "ECHO", "completion", quoted(answer), "an answer, not the question again")
+        yield _finds(record, "ECHO", "completion", masked_quote(answer), "an answer, not the question again")
         return
     lead, _, tail = request.rpartition("\n\n")
     if lead and tail.strip().strip("\"“”'") == answer.strip("\"“”'") and _CHANGE_IT.search(lead.lower()):
-        yield _finds(record, "UNCHANGED", "completion", quoted(answer), "the text changed as the prompt asks")
+        yield _finds(record, "UNCHANGED", "completion", masked_quote(answer), "the text changed as the prompt asks")
 
 
 _PIECES = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -505,11 +503,11 @@ def _most_repeated(text: str, words: list[str]) -> str:
     """The repeated piece and how often it comes; empty where nothing is repeated enough."""
     if len(text) >= 40 * len(words):  # hardly a blank: no words to count
         loop = _LONG_LOOP.search(text, max(len(text) - 2000, 0))
-        return f"{quoted(loop[1])} over {len(loop[0])} characters" if loop else ""
+        return f"{masked_quote(loop[1])} over {len(loop[0])} characters" if loop else ""
     pieces = Counter(p.lower() for p in map(str.strip, _PIECES.split(text)) if len(p) >= 16 and p.count(" ") >= 2)
     piece, times = max(pieces.items(), key=lambda item: item[1] * len(item[0]), default=("", 0))
     if times >= _SAME_SENTENCE and times * len(piece) >= 0.3 * len(text):
-        return f"{times} x {quoted(piece, 60)}"
+        return f"{times} x {masked_quote(piece, 60)}"
     if len(set(words)) > 0.5 * len(words) or len(words) < _GRAM * _SAME_GRAM:
         return ""
     grams = list(zip(*(words[i:] for i in range(_GRAM)), strict=False))
@@ -520,7 +518,7 @@ def _most_repeated(text: str, words: list[str]) -> str:
     span = min(last, len(words) - period) - first
     round_again = sum(words[i] == words[i + period] for i in range(first, first + span)) if period else 0
     goes_round = times >= _SAME_GRAM and last - first >= 0.4 * len(words) and round_again >= 0.95 * span  # below it: a list of like items
-    return f"{times} x {quoted(' '.join(gram), 60)}" if goes_round else ""
+    return f"{times} x {masked_quote(' '.join(gram), 60)}" if goes_round else ""
 
 
 ANSWERS: dict[str, Check] = {

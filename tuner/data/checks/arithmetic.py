@@ -23,7 +23,9 @@ _TOKEN = re.compile(r" *(?:([0-9][0-9.,]*|\.[0-9]+)|(\*\*|[-+*/^()%]))")
 _NUMBER = re.compile(  # 1,000 and India's 1,00,000
     r"(?!0[0-9])[0-9]{1,40}(?:\.[0-9]{1,40})?|\.[0-9]{1,40}|[0-9]{1,3}(?:,[0-9]{2,3}){0,12},[0-9]{3}(?:\.[0-9]{1,40})?"
 )
-_DECIMAL_COMMA = re.compile(r"(?!0[0-9])[0-9]{1,3}(?:\.[0-9]{3}){1,12}(?:,[0-9]{1,40})?|[0-9]{1,40}(?:,[0-9]{1,40})?")  # 1.000,50 as half of Europe writes it
+_DECIMAL_COMMA = re.compile(
+    r"(?!0)[0-9]{1,3}(?:\.[0-9]{3}){1,12}(?:,[0-9]{1,40})?|(?!0[0-9])[0-9]{1,40}(?:,[0-9]{1,40})?"
+)  # 1.000,50 as half of Europe writes it
 _TOUCHING = re.compile(r"[\w\]}\\°²³_^:!'\"√|&<>#]$")
 _CHANGES_MEANING = re.compile(
     r"\b(?:of|times|plus|minus|by|over|log|sqrt|root|mod|sin|cos|tan|ln|step|problem|question|day|part|chapter|example|exercise|base|than|to|and)$",
@@ -188,9 +190,9 @@ def _last_place(side: str, reading: _Reading) -> Exact:
 
 
 def _near(wanted: Fraction, shown: Fraction, place: Fraction) -> bool:
-    """Equal, rounded or cut to the shown place; whole numbers may be rounded up, as one counts buses. 1e-10: printed binary fractions."""
+    """Equal, rounded or cut to the shown place; whole numbers may be rounded up, as one counts buses. 1e-13: printed binary fractions."""
     gap = abs(wanted - shown)
-    if gap * 10**10 <= abs(wanted) or gap * 2 <= place:
+    if gap * 10**13 <= abs(wanted) or gap * 2 <= place:
         return True
     return gap < place and (place >= 1 or abs(shown) < abs(wanted))
 

@@ -16,7 +16,7 @@ from tuner.data.embedding import MAX_UNKNOWN, Centring, Vectors, available, cent
 from tuner.data.findings import Check, Finding, finding, remark
 from tuner.data.measure import Context
 from tuner.data.record import Record
-from tuner.safe_text import quoted
+from tuner.data.personal import masked_quote
 
 SHOWN_CLUSTERS = 20
 MOST_TRAIN = 200_000  # train records compared with production, evenly drawn beyond that
@@ -55,13 +55,13 @@ def coverage(context: Context) -> Iterator[Finding]:
     for cluster in found.clusters[:SHOWN_CLUSTERS] if found.is_short else ():
         medoid = production[cluster.medoid]
         yield finding(medoid, "UNCOVERED", "messages",
-                      f"{len(cluster.rows)} production inputs ({len(cluster.rows) / len(production):.1%}) like {quoted(medoid.question, 80)} have no near training example",
+                      f"{len(cluster.rows)} production inputs ({len(cluster.rows) / len(production):.1%}) like {masked_quote(medoid.question, 80)} have no near training example",
                       "a training example near every production input", "collect or annotate some of these")  # fmt: skip
     for region in regions(ours, theirs):
         if region.interval[0] > OFTEN:
             example = train[int(region.rows[0])]
             yield finding(example, "OVER_REPRESENTED", "messages",
-                          f"records like {quoted(example.question, 80)} are {region.ratio:.1f} times as frequent in train ({region.in_train}) as in production ({region.in_production})",
+                          f"records like {masked_quote(example.question, 80)} are {region.ratio:.1f} times as frequent in train ({region.in_train}) as in production ({region.in_production})",
                           "shares like those of production", "nothing if it is meant; else keep fewer of them (tuner select)")  # fmt: skip
 
 

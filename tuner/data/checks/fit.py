@@ -12,7 +12,7 @@ from tuner.data.checks.coverage import drawn
 from tuner.data.embedding import available, static_encoder
 from tuner.data.findings import Check, Finding, finding, remark
 from tuner.data.measure import Context
-from tuner.safe_text import quoted
+from tuner.data.personal import masked_quote
 
 MOST = 50_000  # train records looked at, evenly drawn beyond that
 ENOUGH = 100
@@ -36,7 +36,7 @@ def wrong_answers(context: Context) -> Iterator[Finding]:
     for row, home in zip(fit.rows.tolist(), fit.homes.tolist(), strict=True):
         record, other = records[row], records[home]
         yield finding(record, "WRONG_ANSWER", "completion",
-                      f"{quoted(record.completion, 60)} to {quoted(record.question, 60)}; it seems to answer {other.where}: {quoted(other.question, 60)}",
+                      f"{masked_quote(record.completion, 60)} to {masked_quote(record.question, 60)}; it seems to answer {other.where}: {masked_quote(other.question, 60)}",
                       "the answer to this question", "look at both records; exchange the answers back, or delete them")  # fmt: skip
 
 

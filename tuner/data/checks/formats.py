@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from tuner.data.findings import Check, Finding, finding, remark
-from tuner.data.checks.language import LANGUAGES
+from tuner.data.language import LANGUAGES
 from tuner.data.measure import Context
 from tuner.data.record import Record
 from tuner.data.shingles import words
-from tuner.safe_text import quoted
+from tuner.data.personal import masked_quote
 
 HABIT = 0.9  # share of a split from which the rest are exceptions
 ENOUGH = 20  # records from which a habit can be told
@@ -37,8 +37,8 @@ def system_prompts(context: Context) -> Iterator[Finding]:
         for i in among:
             own = _system(context.records[i])
             if own != common:
-                yield finding(context.records[i], "SYSTEM_PROMPT", "system", "no system prompt" if own is None else quoted(own, 60),
-                              f"{'none' if common is None else quoted(common, 60)}, as on {count} of {len(among)} records", "use the same system prompt")  # fmt: skip
+                yield finding(context.records[i], "SYSTEM_PROMPT", "system", "no system prompt" if own is None else masked_quote(own, 60),
+                              f"{'none' if common is None else masked_quote(common, 60)}, as on {count} of {len(among)} records", "use the same system prompt")  # fmt: skip
 
 
 def _system(record: Record) -> str | None:
@@ -60,7 +60,7 @@ def answer_formats(context: Context) -> Iterator[Finding]:
             record = context.records[among[place]]
             if share < HABIT and "json" in record.question.casefold():
                 continue
-            yield finding(record, "PROSE" if share >= HABIT else "JSON", "completion", quoted(record.completion, 60),
+            yield finding(record, "PROSE" if share >= HABIT else "JSON", "completion", masked_quote(record.completion, 60),
                           f"{'JSON' if share >= HABIT else 'prose'}, as on {max(share, 1 - share):.0%} of the split", "use one format of answer")  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def languages(context: Context) -> Iterator[Finding]:
             record = context.records[among[place]]
             if _could_be_english(record) and any(LANGUAGES[code] == "en" for code in expected):
                 continue
-            yield finding(record, "LANGUAGE", "messages", f"{LANGUAGES[int(codes[place])]}: {quoted(record.question, 60)}", names,
+            yield finding(record, "LANGUAGE", "messages", f"{LANGUAGES[int(codes[place])]}: {masked_quote(record.question, 60)}", names,
                           "delete it, translate it, or add the language to data.languages")  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def unused_columns(context: Context) -> Iterator[Finding]:
         unused = Counter(name for i in among for name, value in context.records[i].extra.items() if value is not None)
         for name, count in unused.items():
             if name not in known:
-                yield remark(context.file(split), "TOOLS" if name == "tools" else "UNUSED", quoted(name, 40), f"a value on {count} of {len(among)} records of {split}",
+                yield remark(context.file(split), "TOOLS" if name == "tools" else "UNUSED", masked_quote(name, 40), f"a value on {count} of {len(among)} records of {split}",
                              "columns the recipe uses", "nothing is needed if the model does not need it; else put it into the prompt", split)  # fmt: skip
 
 

@@ -8,15 +8,19 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterator
+from typing import get_args
 
 from tuner.data.findings import Check, Finding, finding, remark
 from tuner.data.measure import Context
 from tuner.data.record import Record
+from tuner.data.spec import Origin
 from tuner.data.templateness import WARN, template_likeness
-from tuner.safe_text import quoted
+from tuner.data.personal import masked_quote
 
 _DATE = re.compile(r"\b((?:19|20)\d\d)-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])\b")
-_AS_OF = re.compile(r"(?i)\b(?:as of|updated(?: on)?|last updated|currently \(|valid (?:until|till|through)|effective)\s*:?\s*(?:in\s+)?(?:[a-z]+\.?\s+)?(?:\d{1,2},?\s+)?((?:19|20)\d\d)\b")
+_AS_OF = re.compile(
+    r"(?i)\b(?:as of|updated(?: on)?|last updated|currently \(|valid (?:until|till|through)|effective)\s*:?\s*(?:in\s+)?(?:[a-z]+\.?\s+)?(?:\d{1,2},?\s+)?((?:19|20)\d\d)\b"
+)
 ENOUGH = 50  # answers from which a template can be told
 
 
@@ -53,7 +57,15 @@ def templates(context: Context) -> Iterator[Finding]:
                          f"free text compresses 2.5 to 3 times; less than {WARN:g}", "vary them, unless production answers are as uniform", "train")  # fmt: skip
     if "synthetic" in told:
         share = len(parts["synthetic"]) / len(records)
-        yield remark(context.file("train"), "SYNTHETIC_SHARE", "source", f"{share:.0%} of train is synthetic", "a share you chose", "compare scores on real records", "train")
+        yield remark(
+            context.file("train"),
+            "SYNTHETIC_SHARE",
+            "source",
+            f"{share:.0%} of train is synthetic",
+            "a share you chose",
+            "compare scores on real records",
+            "train",
+        )
 
 
 def stale(context: Context) -> Iterator[Finding]:
@@ -65,7 +77,7 @@ def stale(context: Context) -> Iterator[Finding]:
             yield finding(record, "STALE", "as_of", f"as of {as_of}", f"{horizon} or later (data.fresh_since)", "renew the answer, or delete the record")
         text = record.completion
         if horizon is not None and (said := _AS_OF.search(text)) and int(said[1]) < horizon.year:
-            yield finding(record, "STALE_TEXT", "completion", quoted(text[max(said.start() - 20, 0) : said.end() + 10], 60), f"facts of {horizon} or later (data.fresh_since)",
+            yield finding(record, "STALE_TEXT", "completion", masked_quote(text[max(said.start() - 20, 0) : said.end() + 10], 60), f"facts of {horizon} or later (data.fresh_since)",
                           "renew the answer, or delete the record")  # fmt: skip
         if as_of is not None and (later := next((d for d in map(_date, _DATE.finditer(text)) if d is not None and d > as_of), None)):
             yield finding(record, "LATER_DATE", "completion", f"the date {later}, in a record as of {as_of}", "dates up to as_of", "correct as_of, or the date")
@@ -80,7 +92,8 @@ def _date(found: re.Match[str]) -> datetime.date | None:
 
 def _source(context: Context, record: Record) -> str | None:
     own = record.extra.get("source")
-    return own if own in ("human", "synthetic", "production") else context.source(record.split, "source")
+    found = own if own in get_args(Origin) else context.source(record.split, "source")
+    return found if isinstance(found, str) else None
 
 
 def _as_of(context: Context, record: Record) -> datetime.date | None:
@@ -99,13 +112,12 @@ def wrong_provenance(context: Context) -> Iterator[Finding]:
     """A `source` or `as_of` column that says nothing we know: provenance would be ignored in silence."""
     for record in context.records:
         own = record.extra.get("source")
-        said = {"human", "synthetic", "production"}
+        said = set(get_args(Origin))
         if isinstance(own, str) and own.casefold() in said and own not in said:
-            yield finding(record, "SOURCE", "source", quoted(own, 40), "human, synthetic or production", f"write {own.casefold()}")
+            yield finding(record, "SOURCE", "source", masked_quote(own, 40), "human, synthetic or production", f"write {own.casefold()}")
         when = record.extra.get("as_of")
         if isinstance(when, str) and when.strip() and not ((found := _DATE.match(when.strip())) and _date(found)):
-            yield finding(record, "AS_OF", "as_of", quoted(when, 40), "a date as YYYY-MM-DD", "write the date in this form")
-
+            yield finding(record, "AS_OF", "as_of", masked_quote(when, 40), "a date as YYYY-MM-DD", "write the date in this form")
 
 
 PROVENANCE: dict[str, Check] = {

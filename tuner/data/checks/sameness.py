@@ -17,7 +17,7 @@ from tuner.data.record import Record, normalised
 from tuner.data.shingles import Hashes, difference, grams, hashed_words, jaccard, shingle_set, words
 from tuner.data.splits import OOD
 from tuner.data.workers import spread
-from tuner.safe_text import quoted
+from tuner.data.personal import hide, masked_quote
 
 COPY = 0.8  # Jaccard of 3-word shingles from which two texts count as the same text, edited
 LEAK_WORDS, GRADE_WORDS = 13, 8  # a run of 13 words is no accident; the share of runs of 8 says how much of an item leaked
@@ -81,7 +81,7 @@ def _copies(context: Context, group: Sequence[int], reported: set[int]) -> Itera
             differs = difference(" ".join(ours), " ".join(others))
             reported.add(position)
             yield finding(record, "SAME_WORDS" if same else "NEAR", "messages",
-                          f"nearly the same as {other.where}; differs in: {quoted(differs, 120)}", "records that differ in what they teach",
+                          f"nearly the same as {other.where}; differs in: {masked_quote(differs, 120)}", "records that differ in what they teach",
                           "look at what differs: keep both if it matters, else delete one")  # fmt: skip
             break
         seen.append((position, own))
@@ -114,7 +114,7 @@ def contradictions(context: Context) -> Iterator[Finding]:
                 about = guilty.get(normalised(record.completion))
                 code = "CONTRADICTION" if any_difference or about is not None else "DIFFERENT_ANSWERS"
                 yield finding(record, code, "completion",
-                              f"{len(answers)} answers to {quoted(rows[0].question, 60)}{f' ({about})' if about else ''}: {_table(answers)}",
+                              f"{len(answers)} answers to {masked_quote(rows[0].question, 60)}{f' ({about})' if about else ''}: {_table(answers)}",
                               f"one answer a prompt ({why})",
                               "keep the right one; set data.references: many if all are; or data.checks.contradictions: drop to leave out all of them")  # fmt: skip
 
@@ -137,7 +137,7 @@ def _table(answers: dict[str, list[Record]]) -> str:
     parts = []
     for of in list(answers.values())[:6]:
         places = ", ".join(str(r.line) for r in of[:5]) + (f" and {len(of) - 5} more" if len(of) > 5 else "")
-        parts.append(f"{of[0].file}:{places} {'says' if len(of) == 1 else 'say'} {quoted(of[0].completion, 40)}")
+        parts.append(f"{of[0].file}:{places} {'says' if len(of) == 1 else 'say'} {masked_quote(of[0].completion, 40)}")
     return "; ".join(parts) + (f"; and {len(answers) - 6} more" if len(answers) > 6 else "")
 
 
@@ -159,8 +159,8 @@ def near_contradictions(context: Context) -> Iterator[Finding]:
                 continue
             reported.add(sharers[other][split][0])
             yield finding(b, "NEAR_CONTRADICTION", "completion",
-                          f"{quoted(b.completion, 40)}, but {a.where} says {quoted(a.completion, 40)} to nearly the same prompt; "
-                          f"the prompts differ in: {quoted(difference(b.question, a.question), 100)}",
+                          f"{masked_quote(b.completion, 40)}, but {a.where} says {masked_quote(a.completion, 40)} to nearly the same prompt; "
+                          f"the prompts differ in: {masked_quote(difference(hide(b.question), hide(a.question)), 100)}",
                           "one answer to one question", "if the difference does not justify two answers, mend one of them")  # fmt: skip
 
 
@@ -201,7 +201,7 @@ def near_overlap(context: Context) -> Iterator[Finding]:
                     reported.add(given)
                     yield finding(record, "NEAR_OVERLAP", "prompt",
                                   f"nearly the same prompt in train ({record.where}) and {split} ({twin.where}), and nearly the same completion; the prompts "
-                                  f"differ in: {quoted(difference(record.question, twin.question), 100)}",
+                                  f"differ in: {masked_quote(difference(record.question, twin.question), 100)}",
                                   "graded prompts that train has not seen", f"delete {record.where}, or set data.checks.near_overlap: drop")  # fmt: skip
 
 
@@ -293,7 +293,7 @@ def group_overlap(context: Context) -> Iterator[Finding]:
         for record in (context.records[i] for i in among if split != "train"):
             value = record.extra.get(column)
             if value is not None and str(value) in home:
-                yield finding(record, "GROUP", column, f"{column} {quoted(value, 40)} in {split} and in train ({home[str(value)].where})",
+                yield finding(record, "GROUP", column, f"{column} {masked_quote(value, 40)} in {split} and in train ({home[str(value)].where})",
                               f"each {column} in one split", "move its records to one split, or cut the splits with data.cut")  # fmt: skip
 
 
@@ -305,7 +305,9 @@ def repeated_ids(context: Context) -> Iterator[Finding]:
             continue
         first = seen.setdefault((record.file, str(value)), record)
         if first is not record:
-            yield finding(record, "REPEATED_ID", "id", f"id {quoted(value, 40)} again, as in {first.where}", "each id once", "give the record an id of its own")
+            yield finding(
+                record, "REPEATED_ID", "id", f"id {masked_quote(value, 40)} again, as in {first.where}", "each id once", "give the record an id of its own"
+            )
 
 
 SAMENESS: dict[str, Check] = {

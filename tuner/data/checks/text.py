@@ -19,7 +19,7 @@ from ftfy.badness import is_bad
 
 from tuner.data.findings import Check, Finding, Scene, finding
 from tuner.data.record import Record
-from tuner.safe_text import quoted
+from tuner.data.personal import masked_quote
 
 _UNSEEN = {"Cc", "Cf", "Zs", "Zl", "Zp"}
 _BLANK_LETTERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe0e\ufe0f"  # letters and marks that draw nothing
@@ -44,7 +44,7 @@ CONTROL, BIDI, ZERO_WIDTH, UNDECODED, TAG = "CONTROL", "BIDI", "ZERO_WIDTH", "UN
 
 def is_blank(text: str) -> bool:
     """No visible character: white space, control, zero-width and blank filler characters alone."""
-    return not text[:1].isalnum() and all(unicodedata.category(c) in _UNSEEN or c in _BLANK_LETTERS for c in text)
+    return all(c in _BLANK_LETTERS or unicodedata.category(c) in _UNSEEN for c in text)
 
 
 def empty_completion(record: Record, scene: Scene) -> Iterator[Finding]:
@@ -52,7 +52,7 @@ def empty_completion(record: Record, scene: Scene) -> Iterator[Finding]:
     last = len(record.messages) - 1
     for index, message in enumerate(record.messages):
         if message.role == "assistant" and is_blank(message.text):
-            yield finding(record, "EMPTY", "completion" if index == last else f"messages[{index}]", quoted(message.text),
+            yield finding(record, "EMPTY", "completion" if index == last else f"messages[{index}]", masked_quote(message.text),
                           "text with at least one visible character", f"delete line {record.line}, or set data.checks.empty_completion: drop")  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def empty_prompt(record: Record, scene: Scene) -> Iterator[Finding]:
     """A user turn without a visible character."""
     for index, message in enumerate(record.messages):
         if message.role == "user" and is_blank(message.content):
-            yield finding(record, "EMPTY", f"messages[{index}]", quoted(message.content), "text with at least one visible character",
+            yield finding(record, "EMPTY", f"messages[{index}]", masked_quote(message.content), "text with at least one visible character",
                           f"delete line {record.line}, or set data.checks.empty_prompt: drop")  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def json_completion(record: Record, scene: Scene) -> Iterator[Finding]:
     except (ValueError, RecursionError):  # ValueError: broken JSON, or a number of more than 4,300 digits
         value = None
     if not isinstance(value, dict):
-        yield finding(record, "NOT_JSON", "completion", quoted(record.completion), "one JSON object", f"mend or delete line {record.line}")
+        yield finding(record, "NOT_JSON", "completion", masked_quote(record.completion), "one JSON object", f"mend or delete line {record.line}")
 
 
 def padded_label(record: Record, scene: Scene) -> Iterator[Finding]:
@@ -81,7 +81,7 @@ def padded_label(record: Record, scene: Scene) -> Iterator[Finding]:
     if scene.task == "label":
         label = record.completion.strip()
         if label and label != record.completion:
-            yield finding(record, "PADDED", "completion", quoted(record.completion), quoted(label), "remove the white space")
+            yield finding(record, "PADDED", "completion", masked_quote(record.completion), masked_quote(label), "remove the white space")
 
 
 def padded_completion(record: Record, scene: Scene) -> Iterator[Finding]:
@@ -92,7 +92,7 @@ def padded_completion(record: Record, scene: Scene) -> Iterator[Finding]:
     answer = text.strip()
     if answer and text not in (answer, answer + "\n"):
         start = text[:1].isspace()
-        shown = quoted(text, 40) if start else quoted(text[-40:], 44)
+        shown = masked_quote(text, 40) if start else masked_quote(text[-40:], 44)
         yield finding(record, "PADDED", "completion", f"white space at the {'start' if start else 'end'}: {shown}",
                       "an answer that starts and ends with a visible character", "remove the white space")  # fmt: skip
 
@@ -105,7 +105,7 @@ def control_tokens(record: Record, scene: Scene) -> Iterator[Finding]:
     for index, message in enumerate(record.messages):
         spelt = sorted(set(spelling.findall(message.content)))
         if spelt:
-            yield finding(record, "CONTROL_TEXT", f"messages[{index}]", ", ".join(quoted(t) for t in spelt[:3]),
+            yield finding(record, "CONTROL_TEXT", f"messages[{index}]", ", ".join(masked_quote(t) for t in spelt[:3]),
                           "text that spells no special token", "nothing is needed: it stays text; delete it if it came by accident")  # fmt: skip
 
 
@@ -135,8 +135,8 @@ def html_entities(record: Record, scene: Scene) -> Iterator[Finding]:
         entities = [m[0] for m in _ENTITY.finditer(text) if m[1][0] == "#" or f"{m[1]};" in html5]
         if entities and not _holds_code(text) and not any(_ABOUT_MARKUP.search(m.content.lower()) for m in record.prompt):
             names = list(dict.fromkeys(entities))[:3]
-            yield finding(record, "ENTITY", f"messages[{index}]", f"{', '.join(quoted(e, 20) for e in names)} ({len(entities)} in all)",
-                          ", ".join(quoted(unescape(e), 20) for e in names), f"unescape line {record.line} with html.unescape")  # fmt: skip
+            yield finding(record, "ENTITY", f"messages[{index}]", f"{', '.join(masked_quote(e, 20) for e in names)} ({len(entities)} in all)",
+                          ", ".join(masked_quote(unescape(e), 20) for e in names), f"unescape line {record.line} with html.unescape")  # fmt: skip
 
 
 def _holds_code(text: str) -> bool:
@@ -152,7 +152,7 @@ def mojibake(record: Record, scene: Scene) -> Iterator[Finding]:
             if mended != text:
                 at = next((i for i, (a, b) in enumerate(zip(text, mended, strict=False)) if a != b), 0)
                 start = max(at - 15, 0)
-                yield finding(record, "MOJIBAKE", f"messages[{index}]", quoted(text[start : at + 30], 50), quoted(mended[start : at + 25], 50),
+                yield finding(record, "MOJIBAKE", f"messages[{index}]", masked_quote(text[start : at + 30], 50), masked_quote(mended[start : at + 25], 50),
                               f"decode the file as UTF-8, or mend line {record.line} with ftfy.fix_encoding")  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def hidden_characters(record: Record, scene: Scene) -> Iterator[Finding]:
 def _listed(text: str, places: list[int]) -> str:
     kinds = Counter(text[i] for i in places)
     names = ", ".join(f"{n} x U+{ord(c):04X}" for c, n in kinds.most_common(3))
-    return f"{names}, first in {quoted(text[max(places[0] - 12, 0) : places[0] + 13], 60)}"
+    return f"{names}, first in {masked_quote(text[max(places[0] - 12, 0) : places[0] + 13], 60)}"
 
 
 def _hidden(text: str, at: int) -> str:
