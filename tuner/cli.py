@@ -431,7 +431,7 @@ class _Teller:
             self.began_what = (what, now)
         spent = now - self.began_what[1]
         if spent > 2:
-            left = None if total is None or not done else spent * (total - done) / done
+            left = None if total is None or not done or not unit else spent * (total - done) / done
             rate = f"{detail}, {done / spent:,.0f} {unit}/s" if unit else detail
             self._move(what, int(done), total if total is not None else int(done), rate, left)
 

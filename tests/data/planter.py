@@ -23,26 +23,31 @@ from tuner.data.splits import read_splits
 
 Place = tuple[str, int, str, str]  # (split, line, check, code)
 
-THINGS = """lantern kettle ladder saddle violin compass blanket anchor basket hammer mirror candle bucket wagon barrel chisel needle pillow trumpet helmet
-curtain drawer bottle shovel carpet bicycle telescope umbrella hammock teapot bookcase wardrobe rowing-boat wheelbarrow accordion chandelier typewriter
-gramophone workbench greenhouse weathervane birdcage grindstone sundial windmill cupboard armchair doorbell fountain hourglass spinning-wheel lighthouse
-chessboard rocking-horse toolbox suitcase doorstep bridge cellar orchard stable harbour chimney balcony staircase attic courtyard""".split()
-KINDS = """old wooden copper painted broken heavy narrow polished rusty borrowed forgotten precious green crimson silver hollow crooked sturdy delicate dusty
-enormous faded gilded handmade ivory leaky mended noisy ornate patched quaint ragged scratched slender tarnished uneven velvet weathered yellow antique bronze
-cracked dented elegant fragile glossy humble iron jolly knotted linen marble neat oval plain quiet round striped tilted varnished woven""".split()
-PEOPLE = """baker carpenter sailor teacher gardener blacksmith tailor miller shepherd potter weaver librarian watchmaker fisherman clerk painter nurse
-innkeeper glazier cobbler violinist porter ferryman stonemason beekeeper printer cooper rope-maker surveyor apothecary organist bookbinder""".split()
-DEEDS = """repaired carried measured painted borrowed sold cleaned lifted described polished moved wrapped stored traded weighed examined mended copied delivered
-hid collected sketched tested returned unpacked labelled balanced fastened loosened admired inspected sharpened varnished rebuilt""".split()
-PLACES = """market mill river chapel tavern library workshop meadow quarry harbour castle forest bakery village schoolhouse monastery vineyard lakeside
-crossroads barracks observatory theatre museum nursery brewery foundry boathouse granary almshouse tollgate watchtower cloister""".split()
-TIMES = """before sunrise|after the harvest|during the storm|late in the autumn|on a foggy morning|at the end of winter|while the bells were ringing
-|shortly before supper|in the middle of the fair|on the longest day of summer|when the snow had melted|after the first frost|as the ferry was leaving
-|during the great drought|on the eve of the festival|when nobody was looking""".replace("\n", "").split("|")
-REASONS = """to please a stranger|because the roof was leaking|to settle an old quarrel|for the travelling players|so that the children could sleep
-|to keep the rain away|for a wedding in the valley|because winter was coming|to make room for guests|as a gift for the abbot|to win a foolish wager
-|in exchange for a sack of flour|so that nobody would notice|to frighten the crows|for the sake of good order|because of a promise""".replace("\n", "").split("|")
-MANNERS = """slowly carefully proudly quietly hastily cheerfully reluctantly patiently secretly boldly gently clumsily eagerly gravely nervously kindly""".split()
+
+def listed(words: str, parted_by: str | None = None) -> list[str]:
+    return [word.strip() for word in words.split(parted_by)]
+
+
+THINGS = listed("""lantern kettle ladder saddle violin compass blanket anchor basket hammer mirror candle bucket wagon barrel chisel needle pillow trumpet
+    helmet curtain drawer bottle shovel carpet bicycle telescope umbrella hammock teapot bookcase wardrobe rowing-boat wheelbarrow accordion chandelier
+    typewriter gramophone workbench greenhouse weathervane birdcage grindstone sundial windmill cupboard armchair doorbell fountain hourglass
+    spinning-wheel lighthouse chessboard rocking-horse toolbox suitcase doorstep bridge cellar orchard stable harbour chimney balcony staircase attic""")
+KINDS = listed("""old wooden copper painted broken heavy narrow polished rusty borrowed forgotten precious green crimson silver hollow crooked sturdy
+    delicate dusty enormous faded gilded handmade ivory leaky mended noisy ornate patched quaint ragged scratched slender tarnished uneven velvet
+    weathered yellow antique bronze cracked dented elegant fragile glossy humble iron jolly knotted linen marble neat oval plain quiet round striped""")
+PEOPLE = listed("""baker carpenter sailor teacher gardener blacksmith tailor miller shepherd potter weaver librarian watchmaker fisherman clerk painter
+    nurse innkeeper glazier cobbler violinist porter ferryman stonemason beekeeper printer cooper rope-maker surveyor apothecary organist bookbinder""")
+DEEDS = listed("""repaired carried measured painted borrowed sold cleaned lifted described polished moved wrapped stored traded weighed examined mended
+    copied delivered hid collected sketched tested returned unpacked labelled balanced fastened loosened admired inspected sharpened varnished rebuilt""")
+PLACES = listed("""market mill river chapel tavern library workshop meadow quarry harbour castle forest bakery village schoolhouse monastery vineyard
+    lakeside crossroads barracks observatory theatre museum nursery brewery foundry boathouse granary almshouse tollgate watchtower cloister""")
+TIMES = listed("""before sunrise|after the harvest|during the storm|late in the autumn|on a foggy morning|at the end of winter|while the bells were ringing|
+    shortly before supper|in the middle of the fair|on the longest day of summer|when the snow had melted|after the first frost|as the ferry was leaving|
+    during the great drought|on the eve of the festival|when nobody was looking""", "|")  # fmt: skip
+REASONS = listed("""to please a stranger|because the roof was leaking|to settle an old quarrel|for the travelling players|so that the children could sleep|
+    to keep the rain away|for a wedding in the valley|because winter was coming|to make room for guests|as a gift for the abbot|to win a foolish wager|
+    in exchange for a sack of flour|so that nobody would notice|to frighten the crows|for the sake of good order|because of a promise""", "|")  # fmt: skip
+MANNERS = listed("slowly carefully proudly quietly hastily cheerfully reluctantly patiently secretly boldly gently clumsily eagerly gravely nervously kindly")
 
 
 @dataclass
@@ -68,12 +73,12 @@ def made_pair(dice: random.Random) -> Pair:
     why, reason = dice.sample(REASONS, 2)
     how, also = dice.sample(MANNERS, 2)
     question = (
-        f"In a story the {person} {how} {deed} the {kind} {one} near the {place} {when}, {why}. {then.capitalize()} the {friend} {next_deed} a {other_kind} {other} "
-        f"from the {home}, and the {third_kind} {third} watched {also}. What became of the {kind} {one}, and who kept the {other}?"
+        f"In a story the {person} {how} {deed} the {kind} {one} near the {place} {when}, {why}. {then.capitalize()} the {friend} {next_deed} "
+        f"a {other_kind} {other} from the {home}, and the {third_kind} {third} watched {also}. What became of the {kind} {one}, and who kept the {other}?"
     )
     answer = (
-        f"The {kind} {one} stayed with the {person}, who {last_deed} it {also} {then}. The {other_kind} {other} was kept by the {friend} of the {home}, {reason}, "
-        f"although the {third} of the {place} had {how} asked for it."
+        f"The {kind} {one} stayed with the {person}, who {last_deed} it {also} {then}. The {other_kind} {other} was kept by the {friend} "
+        f"of the {home}, {reason}, although the {third} of the {place} had {how} asked for it."
     )
     return question, answer
 

@@ -92,7 +92,9 @@ def far_date() -> bytes:
 
 
 def latin1_column() -> bytes:
-    cells = arrow.Array.from_buffers(arrow.string(), 3, [None, arrow.py_buffer(b"".join(n.to_bytes(4, "little") for n in range(4))), arrow.py_buffer(b"a\xe9c")])
+    cells = arrow.Array.from_buffers(
+        arrow.string(), 3, [None, arrow.py_buffer(b"".join(n.to_bytes(4, "little") for n in range(4))), arrow.py_buffer(b"a\xe9c")]
+    )
     return table(arrow.table({"prompt": ["a", "b", "c"], "completion": cells}))
 
 

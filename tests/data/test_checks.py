@@ -11,12 +11,16 @@ import pytest
 
 from tests.data.samples import CONTROL_TEXTS, Row, Sample, all_samples, chat, count_words, examined, pair, places, written
 from tuner.data.checks import CHECKS, READING
+from tuner.data.checks.sameness import SAMENESS
 from tuner.data.doctor import Checked, examine, refuse_wrong_actions
 from tuner.data.findings import SEVERITY, Scene, Severity
 from tuner.data.spec import Action, DataSpec
+from tuner.data.splits import read_splits
 from tuner.errors import Refusal
 
 SAMPLES = all_samples()
+# Their findings show one record for many (a label's first, the middle of a cluster), and drop takes that one alone.
+SHOW_ONE_FOR_MANY = {"rare_labels", "similar_labels", "unseen_label", "coverage"}
 EACH_SAMPLE = [pytest.param(name, sample, id=f"{name}-{number}") for name, of in sorted(SAMPLES.items()) for number, sample in enumerate(of, 1)]
 NASTY = "\x1b[2J\u202e\x9b\u200b\n"
 
@@ -27,7 +31,7 @@ def test_every_check_of_the_catalogue_has_a_failing_and_a_passing_sample() -> No
     assert not without, f"checks without a sample in tests/data/samples: {without}"
     assert not unknown, f"samples of checks that are not in the catalogue: {unknown}"
     assert all(of and all(list(s.expected) and s.clean for s in of) for of in SAMPLES.values()) and len(looking) >= 10
-    assert {name for name, check in CHECKS.items() if check.each is None and check.whole is None} == READING.keys()
+    assert {name for name, check in CHECKS.items() if check.each is None and check.whole is None and not check.needs_base} == READING.keys()
 
 
 @pytest.mark.parametrize(("name", "sample"), EACH_SAMPLE)
@@ -35,7 +39,7 @@ def test_a_check_finds_its_fault_at_its_places_and_nothing_in_good_records(name:
     checked = examined(name, sample, sample.splits, tmp_path)
     assert places(checked.findings) == sorted(sample.expected)
     for finding in checked.findings:
-        assert finding.check == name and finding.severity == "warning"
+        assert finding.check == name and finding.severity == ("warning" if finding.line else "note")  # what is said of a file refuses nothing
         assert finding.code.isupper() and finding.field and finding.found and finding.accepted and finding.fix
         assert len(finding.record_id) == (12 if finding.line else 0)
         assert finding.problem().where == (f"{finding.file}:{finding.line}" if finding.line else finding.file)
@@ -48,16 +52,17 @@ def test_an_action_sets_severity_and_only_drop_removes_records(name: str, sample
     checked = examined(name, sample, sample.splits, tmp_path, action)
     expected = sorted(sample.expected) if action != "off" else []
     assert places(checked.findings) == expected
-    assert {f.severity for f in checked.findings} == ({SEVERITY[action]} if expected else set())
+    assert all(f.severity == (SEVERITY[action] if f.line else "note") for f in checked.findings)
     marked = Counter({(split, line) for split, line, _ in expected if line}) if action == "drop" else Counter()
     before = Counter((split, line) for split, rows in sample.splits.items() if split != "production" for line in range(1, len(rows) + 1))
     after = Counter((r.split, r.line) for rows in checked.splits.records.values() for r in rows)
     assert after == before - marked
     _assert_accounted(checked)
-    if action == "refuse":
+    refused = [place for place in expected if place[1]]
+    if action == "refuse" and refused:
         with pytest.raises(Refusal) as caught:
             checked.raise_if_refused()
-        assert len(caught.value.problems) == len(expected)
+        assert len(caught.value.problems) == len(refused)
     else:
         checked.raise_if_refused()
 
@@ -79,7 +84,9 @@ def _assert_accounted(checked: Checked) -> None:
 
 
 @pytest.mark.parametrize(("name", "sample"), EACH_SAMPLE)
-def test_what_drop_leaves_passes_the_same_check(name: str, sample: Sample, tmp_path: Path) -> None:
+def test_what_drop_leaves_passes_the_same_check(name: str, sample: Sample, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if name in SHOW_ONE_FOR_MANY and any(line for _, line, _ in sample.expected):
+        request.applymarker(pytest.mark.xfail(strict=True, reason="drop leaves records with the same fault"))
     kept = examined(name, sample, sample.splits, tmp_path, "drop").splits
     spec = DataSpec.model_validate({"train": "train.jsonl", **{k: v for k, v in sample.data.items() if k not in kept.records}, "checks": {name: "warn"}})
     again = examine(kept, Scene(spec, sample.max_tokens, None, CONTROL_TEXTS), {**READING, name: CHECKS[name]}, count_words)
@@ -92,8 +99,8 @@ def test_every_action_has_a_severity() -> None:
 
 def test_a_record_dropped_by_two_checks_is_counted_once(tmp_path: Path) -> None:
     rows = [pair("a", "x", id=1), pair("a", "x", id=1), pair("a", "x y z", id=1), pair("b", "x", id=2)]
-    spec, splits = written({"train": rows}, {"references": "one", "checks": dict.fromkeys(("exact_duplicates", "contradictions", "repeated_ids", "overlong"), "drop")},
-                           tmp_path)  # fmt: skip
+    names = ("exact_duplicates", "contradictions", "repeated_ids", "overlong")
+    spec, splits = written({"train": rows}, {"references": "one", "checks": dict.fromkeys(names, "drop")}, tmp_path)
     checked = examine(splits, Scene(spec, 3), CHECKS, count_words)
     own = [f for f in checked.findings if f.severity == "note"]
     assert Counter(f.check for f in own) == {"exact_duplicates": 1, "contradictions": 3, "repeated_ids": 2, "overlong": 1}
@@ -106,9 +113,6 @@ def test_a_record_dropped_by_two_checks_is_counted_once(tmp_path: Path) -> None:
 
 
 def test_a_record_that_a_check_of_single_records_drops_is_not_compared_with_others(tmp_path: Path) -> None:
-    bad = [name for name, check in CHECKS.items() if check.each is not None and name == "hidden_characters"]
-    if not bad:
-        pytest.skip("the catalogue has no hidden_characters yet")
     rows = [pair("q\u202e", "x"), pair("q\u202e", "x"), pair("r", "x"), pair("r", "x")]
     spec, splits = written({"train": rows}, {"checks": {"hidden_characters": "drop", "exact_duplicates": "drop"}}, tmp_path)
     checked = examine(splits, Scene(spec), CHECKS)
@@ -130,7 +134,7 @@ def test_an_action_that_keeps_what_nobody_could_read_is_refused() -> None:
                 assert (problem.where, problem.field, problem.found) == (f"recipe:{name}", f"data.checks.{name}", action)
             tried += 1
     assert tried == 16
-    for name in CHECKS.keys() - READING.keys():
+    for name in [name for name, check in CHECKS.items() if name not in READING and not check.needs_base]:
         for action in get_args(Action):
             refuse_wrong_actions(CHECKS, DataSpec.model_validate({"train": "a", "checks": {name: action}}), str)
 
@@ -145,8 +149,6 @@ def test_unknown_checks_are_refused_all_at_once_and_the_nearest_name_is_offered(
 
 def test_records_that_cannot_be_read_are_dropped_or_refused_and_counted_either_way(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"prompt": "a", "completion": "x"}\n{"prompt": "b"\n{"prompt": "c", "completion": 3}\n', encoding="utf-8")
-    from tuner.data.splits import read_splits
-
     for action in ("refuse", "drop"):
         spec = DataSpec.model_validate({"train": "train.jsonl", "checks": {"unreadable": action, "structure": action}})
         checked = examine(read_splits(spec, tmp_path, 0), Scene(spec), CHECKS)
@@ -160,12 +162,37 @@ def test_a_finding_never_carries_a_raw_control_character(tmp_path: Path) -> None
         nasty = {split: [_with_control_characters(row) for row in rows] for split, rows in sample.splits.items()}
         folder = tmp_path / str(number)
         folder.mkdir()
-        spec, splits = written(nasty, {**sample.data, "checks": dict.fromkeys(CHECKS.keys() - READING.keys(), "warn")}, folder)
+        cheap = {n for n, check in CHECKS.items() if check.each is not None} | SAMENESS.keys() | {name}
+        spec, splits = written(nasty, {**sample.data, "checks": {n: "warn" if n in cheap else "off" for n in CHECKS.keys() - READING.keys()}}, folder)
         for finding in examine(splits, Scene(spec, sample.max_tokens, None, CONTROL_TEXTS), CHECKS, count_words).findings:
             raw = [c for value in finding.as_dict().values() for c in str(value) if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}]
             assert raw == [], (name, finding)
             seen[finding.check] += 1
     assert len(seen) >= len(SAMPLES) // 2 and seen.total() > 100
+
+
+def test_a_finding_never_shows_a_persons_data(tmp_path: Path) -> None:
+    values = ("anna.kowalska@brandtmail.net", "4539 1488 0343 6467", "ASIAQ4GW5JTXM2RLK7BZ")
+    seen: Counter[str] = Counter()
+    for number, value in enumerate(values):
+        rows: list[Row] = [
+            pair(f"card or key {value}", f"it is {value}"), pair(f"card or key {value}", f"it is not {value}"), pair(f"card or key {value}!", f"it is {value}"),
+            pair(f"card or key <|end|> {value}", f" key {value} "), pair("CafÃ© Zürich", f"the café’s key {value}".encode().decode("cp1252")),
+            pair(f"say {value}\u200b", "."), pair(f"A &amp; B {value}", f"AT&amp;T {value}"), pair("a", "x", id=f"card {value}"),
+            pair("b", "x", id=f"card {value}"), pair("c", "x", source=f"card {value}"), pair("d", "x", as_of=f"key {value}"),
+            pair(f"card {value}\n\nnoinput", f"As an AI language model, card {value}"),
+            chat(("system", f"key {value} <|end|>"), ("user", f"card {value}"), ("assistant", f"key {value}")),
+        ]  # fmt: skip
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        held_out = [pair(f"card or key {value}", "x"), pair(f"card {value}", f"label {value}")]
+        for task in ("label", "text", "json"):
+            data = {"task": task, "references": "one", "checks": dict.fromkeys(CHECKS.keys() - READING.keys() - {"suspect_labels"}, "warn")}
+            spec, splits = written({"train": rows, "held_out": held_out}, data, folder)
+            for finding in examine(splits, Scene(spec, 3, None, CONTROL_TEXTS), CHECKS, count_words).findings:
+                assert not any(value in str(of) for of in finding.as_dict().values()), (finding.check, finding)
+                seen[finding.check] += 1
+    assert len(seen) >= 15
 
 
 def _with_control_characters(row: Row) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest, fisher_exact
 
 from tuner.data import coverage as module
-from tuner.data.coverage import MIN_TRAIN, coverage, fisher_greater, k_center, redundancy, regions, wilson
+from tuner.data.coverage import MIN_TRAIN, coverage, fisher_greater, redundancy, regions, wilson
 
 
 def around(middle: int, n: int, seed: int, d: int = 16, spread: float = 0.15) -> np.ndarray:
@@ -113,39 +113,3 @@ def test_a_drawn_redundancy_is_near_the_whole_one(monkeypatch: pytest.MonkeyPatc
     found = redundancy(train)
     assert found.judged == 200 and found.interval[0] < 0.5 < found.interval[1]
     assert (train[found.rows] * train[found.earlier]).sum(axis=1).min() > 0.94 and (found.earlier < found.rows).all()
-
-
-def naive_k_center(vectors: np.ndarray, n: int, first: int, weight: np.ndarray) -> tuple[list[int], list[float], list[float]]:
-    chosen, radius, kept = [first], [], []
-    while True:
-        best = [1.0 if i in chosen else max(float(v @ vectors[j]) for j in chosen) for i, v in enumerate(vectors)]
-        radius.append(1 - min(best))
-        kept.append(float(np.mean(best)))
-        if len(chosen) == n:
-            return chosen, radius, kept
-        left = [i for i in range(len(vectors)) if i not in chosen]
-        chosen.append(max(left, key=lambda i: ((1 - best[i]) * weight[i], -i)))
-
-
-@pytest.mark.parametrize("weighed", [False, True])
-def test_k_center_is_the_textbook_loop(weighed: bool) -> None:
-    vectors = around(0, 90, 24, spread=1)
-    weight = np.random.default_rng(25).random(90).astype(np.float32) if weighed else np.ones(90, np.float32)
-    found = k_center(vectors, 25, seed=3, priority=weight if weighed else None)
-    rows, radius, kept = naive_k_center(vectors, 25, int(found.rows[0]), weight)
-    assert found.rows.tolist() == rows
-    np.testing.assert_allclose(found.radius, radius, atol=1e-5)
-    np.testing.assert_allclose(found.mean_similarity, kept, atol=1e-5)
-
-
-def test_k_center_takes_every_row_once_even_among_copies_and_blanks() -> None:
-    vectors = np.vstack([np.tile(around(0, 1, 26), (5, 1)), np.zeros((3, 16), np.float32)])
-    found = k_center(vectors, 99, seed=0)
-    assert sorted(found.rows.tolist()) == list(range(8)) and found.radius[-1] == 0 and (np.diff(found.radius) <= 1e-6).all()
-    assert len(k_center(vectors[:0], 3, seed=0).rows) == 0
-
-
-def test_rows_of_no_priority_wait() -> None:
-    vectors = around(0, 40, 27, spread=1)
-    priority = np.r_[np.zeros(30), np.ones(10)].astype(np.float32)
-    assert set(k_center(vectors, 10, seed=1, priority=priority).rows.tolist()) == set(range(30, 40))

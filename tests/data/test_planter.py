@@ -52,7 +52,7 @@ def test_a_thousand_planted_faults_are_found_at_their_lines_and_nothing_else_is(
 def test_planting_is_the_same_every_time_and_differs_by_seed() -> None:
     one, again, other = plant(600, 60, seed=1), plant(600, 60, seed=1), plant(600, 60, seed=2)
     assert one == again and one.train != other.train and len(one.train) == 600 and len(one.held_out) == 12
-    assert len({place for place in one.expected}) == len(one.expected) == 65
+    assert len(set(one.expected)) == len(one.expected) == 65
 
 
 @pytest.mark.parametrize("action", ["warn", "drop"])

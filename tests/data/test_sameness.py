@@ -135,7 +135,10 @@ def test_dropping_duplicates_keeps_the_first_and_dropping_contradictions_keeps_n
     assert [r.line for r in dropped(["exact_duplicates"], {"train": rows}, tmp_path).splits["train"]] == [1, 2, 5]
     assert [r.line for r in dropped(["contradictions"], {"train": rows}, tmp_path, references="one").splits["train"]] == [2]
     both = dropped(["exact_duplicates", "contradictions"], {"train": rows}, tmp_path, references="one")
-    assert [r.line for r in both.splits["train"]] == [2] and {n: c["train.jsonl"] for n, c in both.dropped.items()} == {"exact_duplicates": 2, "contradictions": 2}
+    assert [r.line for r in both.splits["train"]] == [2] and {n: c["train.jsonl"] for n, c in both.dropped.items()} == {
+        "exact_duplicates": 2,
+        "contradictions": 2,
+    }
 
 
 def test_dropping_overlap_clears_train_and_leaves_what_is_graded(tmp_path: Path) -> None:
@@ -249,8 +252,10 @@ def test_the_chance_to_become_a_candidate_follows_its_formula() -> None:
 # --- shingles against their definition -------------------------------------------------------------------------------
 
 TEXTS = [
-    "", "one", "one two", "one two three", "Two  words!", "a a a a a a", "Äpfel und Birnen, Äpfel und Birnen", "ＡＢＣ abc ABC x", "今天天气很好", "लड़का घर जाता है",
-    "👍", "???", " \n", "snake_case is_two_words", "the café's 3.5 stars", "İstanbul'da bir gün geçti", "\ud800 half", "one two three four five six seven eight",
+    "", "one", "one two", "one two three", "Two  words!", "a a a a a a", "Äpfel und Birnen, Äpfel und Birnen", "ＡＢＣ abc ABC x", "今天天气很好",
+    "लड़का घर जाता है",
+    "👍", "???", " \n", "snake_case is_two_words", "the café's 3.5 stars", "İstanbul'da bir gün geçti", "\ud800 half",
+    "one two three four five six seven eight",
 ]  # fmt: skip
 
 
@@ -454,13 +459,19 @@ def test_a_graded_record_is_traced_to_the_train_record_that_most_of_it_stands_in
 
 def test_near_overlap_finds_a_leak_in_a_cluster_of_hundreds(tmp_path: Path) -> None:
     def prompt(i: int, last: str) -> str:
-        return f"please sort the ticket of customer {i} who wrote to us about order {i * 7} and parcel {i * 13} because of a {last} on monday morning and would like to hear from somebody soon"
+        about = f"customer {i} who wrote to us about order {i * 7} and parcel {i * 13} because of a {last}"
+        return f"please sort the ticket of {about} on monday morning and would like to hear from somebody soon"
 
     train = [pair(prompt(i, "delay"), f"class {i}") for i in range(400)]
     held_out = [pair(prompt(i, "problem"), f"class {i}") for i in range(0, 400, 8)]
     assert found("near_overlap", {"train": train}, tmp_path) == []
     findings = found("near_overlap", {"train": train, "held_out": held_out}, tmp_path)
-    close = [(r, h) for r in train for h in held_out if naive_jaccard(naive_set(str(r["prompt"])), naive_set(str(h["prompt"]))) >= COPY and r["completion"] == h["completion"]]
+    close = [
+        (r, h)
+        for r in train
+        for h in held_out
+        if naive_jaccard(naive_set(str(r["prompt"])), naive_set(str(h["prompt"]))) >= COPY and r["completion"] == h["completion"]
+    ]
     print(f"{len(findings)} of {len(close)} near overlaps found")
     assert len(findings) == len(close) == 50
     jsonl(tmp_path / "unused.jsonl", [])

@@ -14,7 +14,8 @@ import pytest
 
 from tests.conftest import colour_rows, jsonl
 from tuner.data.checks import CHECKS
-from tuner.data.findings import Context, run_checks
+from tuner.data.doctor import examine
+from tuner.data.findings import Scene
 from tuner.data.record import Message, Record, normalised
 from tuner.data.spec import CutSpec, DataSpec, SourceSpec
 from tuner.data.splits import Splits, cut_records, read_splits
@@ -155,6 +156,26 @@ def test_a_cut_without_its_group_column_or_without_anything_left_is_refused() ->
         cut_records([record(str(i), line=i) for i in range(3)], CutSpec(held_out=0.5, validation=0.4), 1)
 
 
+def test_a_cut_that_cannot_be_made_is_refused_together_with_what_could_not_be_read(tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", [*colour_rows(1), {"prompt": "x"}, {"completion": "y"}])
+    spec = DataSpec.model_validate({"train": "a.jsonl", "cut": {"held_out": 0.5}})
+    with pytest.raises(Refusal) as caught:
+        read_splits(spec, tmp_path, 1)
+    assert [p.where for p in caught.value.problems] == ["a.jsonl:2", "a.jsonl:3", "data.cut"]
+
+
+def test_a_train_file_that_cannot_be_read_is_a_finding_and_its_cut_is_left_alone(tmp_path: Path) -> None:
+    spec = DataSpec.model_validate({"train": "none.jsonl", "cut": {"held_out": 0.5}})
+    splits = read_splits(spec, tmp_path, 1)
+    assert [f.code for f in splits.findings] == ["MISSING"] and splits.records == {"train": []}
+
+
+def test_records_that_share_a_line_are_still_cut_one_by_one() -> None:
+    parts = cut_records([record(f"question {i}", line=1) for i in range(50)], CutSpec(held_out=0.2), 1)
+    assert len(parts["held_out"]) == 10 and len(parts["train"]) == 40
+    assert len({r.messages[0].content for rows in parts.values() for r in rows}) == 50
+
+
 def test_a_group_value_that_is_half_a_character_can_still_be_ranked() -> None:
     records = [record(str(i), line=i, customer=f"\ud83d{i}") for i in range(10)]
     assert len(cut_records(records, CutSpec(held_out=0.3, group_by="customer"), 1)["held_out"]) == 3
@@ -216,7 +237,7 @@ def naive_overlap(splits: Splits) -> set[tuple[str, str, str]]:
 
 def overlap_findings(splits: Splits, action: str) -> tuple[set[tuple[str, str, str]], Splits]:
     spec = DataSpec.model_validate({"train": "train.jsonl", "checks": {"overlap": action}})
-    checked = run_checks({"overlap": CHECKS["overlap"]}, Context(splits, "text", 100), spec)
+    checked = examine(splits, Scene(spec), {"overlap": CHECKS["overlap"]})
     said = set()
     for f in checked.findings:
         match = re.fullmatch(r"the same prompt in (\S+) \((\S+)\) and (\S+) \((\S+)\)", f.found)
@@ -251,7 +272,8 @@ def test_a_held_out_row_in_train_is_refused_with_both_line_numbers(tmp_path: Pat
     jsonl(tmp_path / "train.jsonl", colour_rows(8))
     jsonl(tmp_path / "held_out.jsonl", [*colour_rows(3, 100), {"prompt": " THING number 5  please ", "completion": "green"}])
     spec = DataSpec(train=SourceSpec(files=["train.jsonl"]), held_out=SourceSpec(files=["held_out.jsonl"]))
-    checked = run_checks(CHECKS, Context(read_splits(spec, tmp_path, 1), "text", 100), spec)
+    only = {name: CHECKS[name] for name in ("files", "unreadable", "structure", "overlap")}
+    checked = examine(read_splits(spec, tmp_path, 1), Scene(spec), only)
     with pytest.raises(Refusal) as caught:
         checked.raise_if_refused()
     (problem,) = caught.value.problems

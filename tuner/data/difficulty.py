@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from tuner.data.embedding import available, centred, static_encoder
+from tuner.data.embedding import available, centred_on_mean, static_encoder
 from tuner.data.findings import Finding, Severity, finding
 from tuner.data.personal import masked_quote
 from tuner.data.record import Record
@@ -39,7 +39,7 @@ def misfits(records: Sequence[Record], given: Sequence[float], alone: Sequence[f
     said, unknown_too = static_encoder().encode([r.completion for r in records])
     unlike = np.zeros(len(records))
     if len(records) and available(unknown) and available(unknown_too):
-        cosine = (centred(asked) * centred(said)).sum(axis=1)
+        cosine = (centred_on_mean(asked) * centred_on_mean(said)).sum(axis=1)
         unlike = cosine.argsort().argsort() / len(records)
     found = []
     for i in np.flatnonzero((ifd > REVIEW) & (unlike < UNLIKE)).tolist():

@@ -77,7 +77,7 @@ def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tok
     measured = measure(splits, scene, active, count_tokens, None if tick is None else lambda done, of: tick("records", done, of))
     found: dict[str, list[Finding]] = {name: [] for name in checks}
     for finding in splits.findings:
-        found[finding.check].append(finding)
+        found[finding.check].append(replace(finding, found=hide(finding.found)))  # what reading quotes is not yet masked
     dropped: dict[str, Counter[str]] = {}
     gone: set[int] = set()
 
@@ -104,13 +104,8 @@ def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tok
             leave_out(name, (i for i, r in enumerate(context.records) if (r.split, r.file, r.line) in places))
     context = context.without(gone)
     said = {name: SEVERITY[checks[name].action(scene.spec, name)] for name in found}
-    findings = [_final(f, name, said[name]) for name, of in found.items() for f in _in_order(of)]
+    findings = [replace(f, check=name, severity="note" if f.severity == "note" else said[name]) for name, of in found.items() for f in _in_order(of)]
     return Checked(context, findings, dropped, hidden)
-
-
-def _final(finding: Finding, check: str, severity: Severity) -> Finding:
-    """The finding with its check's name and severity; no text in it shows a person's data."""
-    return replace(finding, check=check, severity="note" if finding.severity == "note" else severity, found=hide(finding.found))
 
 
 def _in_order(findings: list[Finding]) -> list[Finding]:

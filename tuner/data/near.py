@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
-from tuner.data.record import Record
-from tuner.data.shingles import BANDS, Hashes, jaccard, shingle_set
+from tuner.data.record import Record, normalised
+from tuner.data.shingles import BANDS, Hashes, boilerplate, jaccard, minhash_bands, shingle_set, shingled
 from tuner.data.workers import spread
 
+COPY = 0.8  # Jaccard from which two texts count as the same text, edited
 NEAR = 0.5  # Jaccard of 3-word shingles from which two prompts are joined
 MOST_PAIRS = 3_000_000  # beyond this, pairs that share one band of 32 alone are not looked at
 
@@ -46,7 +48,7 @@ def near_prompts(records: Sequence[Record], prompts: Hashes, bands: NDArray[np.u
 
 def _candidates(bands: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs of rows, first < second, that stand next to each other in a bucket of some band: linear in the rows, whatever the buckets' sizes."""
-    rows = np.int64(len(bands))
+    rows = max(len(bands), 1)
     codes: list[NDArray[np.int64]] = []
     for band in range(BANDS if len(bands) > 1 else 0):
         keys = bands[:, band]
@@ -58,7 +60,7 @@ def _candidates(bands: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[n
     while np.count_nonzero(shared >= least) > MOST_PAIRS:
         least += 1
     found = found[shared >= least]
-    return found // max(rows, 1), found % max(rows, 1)
+    return found // rows, found % rows
 
 
 def _true_jaccards(records: Sequence[Record], one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -90,3 +92,26 @@ def _clusters(one: NDArray[np.int64], other: NDArray[np.int64]) -> dict[int, lis
     for position in sorted(root):
         clusters.setdefault(find(position), []).append(position)
     return clusters
+
+
+def edited_copies(records: Sequence[Record]) -> dict[str, str]:
+    """Prompt keys that belong together, each with the key that stands for its group: nearly the same prompt with nearly the same completion."""
+    keys = [r.prompt_key for r in records]
+    hashes = np.array([xxhash.xxh3_64_intdigest(k.encode("utf-8", "surrogatepass")) for k in keys], dtype=np.uint64)
+    questions = [r.question for r in records]
+    step = max(len(questions) // 2_000, 1)
+    near = near_prompts(records, hashes, minhash_bands(*shingled(questions), boilerplate(questions[::step][:2_000])))
+    pairs = [(a, b) for a, b, j in zip(near.first.tolist(), near.second.tolist(), near.jaccard.tolist(), strict=True) if j >= COPY]
+    wanted = {p for pair in pairs for p in pair}
+    answers: dict[int, list[str]] = {}
+    for position, representative in enumerate(near.representative.tolist()):
+        if representative in wanted:
+            answers.setdefault(representative, []).append(records[position].completion)
+    same = [(a, b) for a, b in pairs if any(gives_away(x, y) for x in answers[a][:20] for y in answers[b][:20])]
+    one, other = (np.array(side, dtype=np.int64) for side in zip(*same, strict=True)) if same else (np.zeros(0, np.int64), np.zeros(0, np.int64))
+    return {keys[member]: keys[first] for first, members in _clusters(one, other).items() for member in members}
+
+
+def gives_away(one: str, other: str) -> bool:
+    """Whether one completion is the other, but for case, spacing or a few words."""
+    return normalised(one) == normalised(other) or jaccard(shingle_set(one), shingle_set(other)) >= COPY

@@ -193,6 +193,12 @@ class _Text:
                 return self.text[end : end + 1]
             self.grow()
 
+    def ahead(self, count: int) -> str:
+        """The next characters, as many of them as can be read."""
+        while self.more and self.bad_byte is None and len(self.text) - self.at < count:
+            self.grow()
+        return self.text[self.at : self.at + count]
+
     def value(self) -> Any:
         """The JSON value at the front, passed over. Raises BadJson: with the value passed over, or, where nothing behind it can be read, _Lost."""
         while True:
@@ -207,7 +213,7 @@ class _Text:
                         "BROKEN_JSON", f"broken JSON: {error.msg.lower()}{NOT_READ}", "a JSON array of objects", "mend the file from that line on"
                     ) from None
             else:
-                if end < len(self.text) or not self.more:  # a number at the very end may go on in the next block
+                if not self.more or end < len(self.text) - 2 or not self.text[end - 1].isdigit():  # a number may go on in the next block: 1, then 1.5
                     break
             self._refuse_length(len(self.text))
             self.grow()
@@ -255,7 +261,7 @@ def _json_array(stream: Stream) -> Iterator[Raw]:
     first = text.skip()
     if first != "[":
         hint = "rename it to .jsonl: it holds one object a line" if first == "{" else "wrap the records in [ ]"
-        raise stream.faults.stop("NOT_ARRAY", quoted(text.text[:20]), "a JSON array of objects", hint, text.line)
+        raise stream.faults.stop("NOT_ARRAY", quoted(text.ahead(20)), "a JSON array of objects", hint, text.line)
     text.at += 1
     mark = text.skip()
     number, on_one_line = 0, False
@@ -281,7 +287,7 @@ def _json_array(stream: Stream) -> Iterator[Raw]:
             text.skip()
     text.at += 1
     if text.skip():
-        raise stream.faults.stop("AFTER_ARRAY", f"more after the end of the array: {quoted(text.text[text.at : text.at + 40], 40)}", "one JSON array",
+        raise stream.faults.stop("AFTER_ARRAY", f"more after the end of the array: {quoted(text.ahead(40), 40)}", "one JSON array",
                                  "delete what follows the last ], or put one record a line in a .jsonl file", text.line)  # fmt: skip
 
 
@@ -398,8 +404,8 @@ def _parquet(stream: Stream) -> Iterator[Raw]:
                 for row in _rows_of(stream, batch, number):
                     number += 1
                     yield number, row
-        except (arrow.ArrowException, OSError) as error:
-            raise stream.faults.stop("NOT_PARQUET", f"not a whole parquet file: {quoted(str(error).splitlines()[0], 120)}", "a whole parquet file",
+        except (arrow.ArrowException, OSError, ValueError) as error:  # ValueError: a column name that is not UTF-8
+            raise stream.faults.stop("NOT_PARQUET", f"not a whole parquet file: {quoted(error, 120)}", "a whole parquet file",
                                      "write it again") from None  # fmt: skip
 
 
@@ -412,8 +418,8 @@ def _rows_of(stream: Stream, batch: Any, before: int) -> list[Mapping[str, Any] 
             half = batch.num_rows // 2
             return [*_rows_of(stream, batch.slice(0, half), before), *_rows_of(stream, batch.slice(half), before + half)]
         code = "ENCODING" if isinstance(error, UnicodeDecodeError) else "VALUE"
-        stream.faults.add("unreadable", code, before + 1, "", f"a value that cannot be read: {visible(error, 120)}", "UTF-8 text, and dates up to the year 9999",
-                          f"mend or delete row {before + 1}")  # fmt: skip
+        stream.faults.add("unreadable", code, before + 1, "", f"a value that cannot be read: {visible(error, 120)}",
+                          "UTF-8 text, and dates up to the year 9999", f"mend or delete row {before + 1}")  # fmt: skip
         return [None]
 
 

@@ -219,7 +219,8 @@ class Shaper:
             path = f"messages[{index}]"
             if message.role == "tool":
                 if not open_calls or (message.tool_call_id is not None and waiting and message.tool_call_id not in waiting):
-                    self._add("TOOL_RESULT", path, f"a tool result for {quoted(message.tool_call_id)}, which no turn before it called", "the result of an earlier call",
+                    self._add("TOOL_RESULT", path, f"a tool result for {quoted(message.tool_call_id)}, which no turn before it called",
+                              "the result of an earlier call",
                               "add the call, or delete the result")  # fmt: skip
                     return False
                 open_calls -= 1

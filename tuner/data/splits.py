@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.data.findings import Finding
+from tuner.data.near import edited_copies
 from tuner.data.record import Record
 from tuner.data.sources import PRODUCTION, FileAccount, Limits, Tick, no_tick, read_source
 from tuner.data.spec import CutSpec, DataSpec, SourceSpec
@@ -91,12 +92,15 @@ def _with_cuts(records: dict[str, list[Record]], cut: CutSpec, seed: int) -> dic
 def cut_records(records: list[Record], cut: CutSpec, seed: int) -> dict[str, list[Record]]:
     """train, validation and held_out from one list, whole groups at a time, chosen by a hash of seed and group.
 
-    A group is the value of `group_by`, or else the normalised prompt, so that two answers to one question stay together.
+    A group is the value of `group_by`, or else the normalised prompt with its edited copies, so that two answers to one question stay
+    together, and so does a record that was changed by a few words.
     With `stratify` the shares hold within every completion (of a group's first record).
     """
     groups_of: dict[str, list[int]] = defaultdict(list)
+    copies = edited_copies(records) if cut.group_by is None else {}
     for position, record in enumerate(records):
-        groups_of[_group(record, cut.group_by)].append(position)
+        group = _group(record, cut.group_by)
+        groups_of[copies.get(group, group)].append(position)
     strata: dict[str, dict[str, list[int]]] = defaultdict(dict)
     for group, members in groups_of.items():
         strata[records[members[0]].completion if cut.stratify else ""][group] = members

@@ -36,8 +36,9 @@ class Length:
         cut = longest > LONG_TAIL * usual and usual > 0
         top = usual * 1.5 if cut else float(max(longest, 1))
         scale = axis([max(top, limit) if limit is not None and limit <= 2 * top else top])
-        bins = int(min(BINS, max(scale.high, 1)))
-        return cls(scale, np.linspace(0, scale.high, bins + 1), cut)
+        if scale.high <= BINS:  # a bar a length, with its tick in the middle
+            scale = Axis(-0.5, scale.high + 0.5, tuple(t for t in scale.ticks if t == round(t)))
+        return cls(scale, np.linspace(scale.low, scale.high, int(min(BINS, scale.high - scale.low)) + 1), cut)
 
 
 def histogram(key: str, title: str, lengths: NDArray[np.int64], on: Length, limit: int | None) -> Markup:
@@ -56,7 +57,8 @@ def histogram(key: str, title: str, lengths: NDArray[np.int64], on: Length, limi
     )
     told = "none" if not len(lengths) else "median {:,}, 95 % up to {:,}, longest {:,}".format(*_quantiles(lengths))
     return Markup(
-        '<svg class="hist" width="100%" height="44" role="img" aria-labelledby="{key}-t {key}-d"><title id="{key}-t">{title}</title><desc id="{key}-d">{told}</desc>'
+        '<svg class="hist" width="100%" height="44" role="img" aria-labelledby="{key}-t {key}-d"><title id="{key}-t">{title}</title>'
+        '<desc id="{key}-d">{told}</desc>'
         '{bars}<line class="floor" x1="0" x2="100%" y1="100%" y2="100%"/>{at}</svg>'
     ).format(key=key, title=visible(title), told=told, bars=bars, at=at)  # fmt: skip
 
@@ -111,7 +113,8 @@ def scatter(train: Dots, covered: Dots, uncovered: Dots, middles: Dots, told: st
         for n, ((x, y), t) in enumerate(zip(at(middles.points), middles.titles, strict=True))
     )
     return Markup(
-        '<svg class="map" width="100%" role="img" aria-labelledby="map-t map-d"><title id="map-t">Map of the training records</title><desc id="map-d">{told}</desc>'
+        '<svg class="map" width="100%" role="img" aria-labelledby="map-t map-d"><title id="map-t">Map of the training records</title>'
+        '<desc id="map-d">{told}</desc>'
         "{discs}{squares}{diamonds}{numbers}</svg>"
     ).format(told=told, discs=discs, squares=squares, diamonds=diamonds, numbers=numbers)
 

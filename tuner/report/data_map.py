@@ -31,6 +31,13 @@ EXAMPLES = 3
 TYPICAL = 6
 READ = 2_000  # characters of a prompt that typical words are counted in
 SEED = 0
+# the vectors know English, so its function words are enough
+FUNCTION_WORDS = frozenset({
+    "a", "about", "all", "am", "an", "and", "any", "are", "as", "at", "be", "been", "but", "by", "can", "could", "did", "do", "does", "for", "from",
+    "get", "had", "has", "have", "he", "her", "his", "how", "i", "if", "in", "into", "is", "it", "its", "let", "me", "my", "no", "not", "of", "on", "or",
+    "our", "out", "over", "please", "should", "so", "some", "tell", "than", "that", "the", "their", "them", "then", "there", "they", "this", "to", "up",
+    "us", "was", "we", "were", "what", "when", "where", "which", "who", "why", "will", "with", "would", "you", "your",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ def topics(sample: Sequence[Record], vectors: Vectors, task: str) -> list[Topic]
 
 def typical_words(texts: Sequence[str], groups: Sequence[Indices]) -> list[list[str]]:
     """For each group the words, in three texts of it at least, that are most over-represented: frequency there times log of the ratio to all texts."""
-    held = [{w for w in words(hide(t[:READ])) if len(w) > 1 and not w.isnumeric()} for t in texts]
+    held = [{w for w in words(hide(t[:READ])) if len(w) > 1 and not w.isnumeric() and w not in FUNCTION_WORDS} for t in texts]
     all_over = Counter(w for own in held for w in own)
     said = []
     for rows in groups:

@@ -25,7 +25,7 @@ from tuner.data.record import Record
 from tuner.data.summary import Group, groups
 from tuner.report import data_charts, data_words
 from tuner.report.charts import ticks_below
-from tuner.report.data_map import EXAMPLES, MOST_DOTS, MOST_OVERLAID, Landscape, landscape
+from tuner.report.data_map import EXAMPLES, MOST_DOTS, MOST_OVERLAID, Landscape, evenly, landscape
 from tuner.report.data_text import Segment, differing, excerpt, said, seen, values_in
 from tuner.report.html import _digest, _environment, _part, line
 
@@ -100,7 +100,14 @@ class _Owner:
     def _matter(self, group: Mapping[str, Any]) -> View:
         plain = data_words.words(group["check"], group["code"], group["fix"])
         number = next((n for n, g in enumerate(self.groups) if (g.check, g.code, g.severity) == (group["check"], group["code"], group["severity"])), None)
-        return {**group, "plain": plain, "key": None if number is None or number >= MOST_GROUPS else number, "found": self._said(group["found"], [])}
+        return {**group, "plain": plain, "key": None if number is None or number >= MOST_GROUPS else number, "found": self._example(number, group["found"])}
+
+    def _example(self, number: int | None, found: str) -> str:
+        """The words of the group's first finding, masked by what its record is known to hold."""
+        if number is None:
+            return said(found, known=False)
+        first = self.groups[number].findings[0]
+        return self._told(first, self._record(first))
 
     def _files(self) -> View:
         files = self.report["files"]
@@ -162,12 +169,20 @@ class _Owner:
         shown = ranked if len(ranked) <= MOST_LABELS else ranked[: MOST_LABELS // 2] + ranked[-MOST_LABELS // 2 :]
         most = max((train[label] for label in shown), default=0)
         rows = [
-            {"label": line(seen(label), 80), "train": train[label], "others": others[label], "bar": data_charts.share_bar(train[label], most),
+            {"label": line(seen(label), 80) if label.strip() else "", "train": train[label], "others": others[label],
+             "bar": data_charts.share_bar(train[label], most),
              "mark": "never taught" if not train[label] else "rare" if train[label] < RARE else ""}
             for label in shown
         ]  # fmt: skip
         rare = sum(0 < n < RARE for n in train.values())
-        return {"rows": rows, "all": len(ranked), "train": train.total(), "rare": rare, "unseen": sum(not train[label] for label in ranked), "most": MOST_LABELS}
+        return {
+            "rows": rows,
+            "all": len(ranked),
+            "train": train.total(),
+            "rare": rare,
+            "unseen": sum(not train[label] for label in ranked),
+            "most": MOST_LABELS,
+        }
 
     def _answers(self, room: Room) -> View | None:
         """Other tasks: answers that occur word for word more than once in train."""
@@ -196,7 +211,7 @@ class _Owner:
         def origin(i: int) -> str:
             own = self.context.records[i].extra.get("source")
             said_by_recipe = self.context.source(self.context.split_of[i], "source")
-            return ORIGINS[own if isinstance(own, str) and own in ORIGINS else said_by_recipe if said_by_recipe in ORIGINS else None]  # type: ignore[index]
+            return ORIGINS[own if isinstance(own, str) and own in ORIGINS else said_by_recipe if said_by_recipe in ORIGINS else None]
 
         return self._by_split([origin(i) for i in range(len(self.context.records))])
 
@@ -221,7 +236,7 @@ class _Owner:
     @cached_property
     def _shown(self) -> list[tuple[Group, list[Finding]]]:
         """Of every group the findings that may be shown: at most ten, evenly spread over the files in order."""
-        return [(g, [g.findings[i] for i in data_map_rows(g.count, ROOMS[0].findings)]) for g in self.groups[:MOST_GROUPS]]
+        return [(g, [g.findings[i] for i in evenly(g.count, ROOMS[0].findings).tolist()]) for g in self.groups[:MOST_GROUPS]]
 
     @cached_property
     def _places(self) -> dict[tuple[str, int], list[Record]]:
@@ -245,9 +260,19 @@ class _Owner:
         labels = {label for counts in self._label_counts.values() for label in counts} if self.context.task == "label" else set()
         return values_in([*list(systems)[:2_000], *list(labels)[:2_000]])
 
-    def _said(self, text: str, records: Sequence[Record]) -> str:
+    def _said(self, text: str, records: Sequence[Record], known: bool) -> str:
         own = values_in(m.text for r in records for m in r.messages)
-        return said(text, [*own, *self._general_values], [f"{r.file}:{r.line}" for r in records])
+        return said(text, [*own, *self._general_values], [f"{r.file}:{r.line}" for r in records], known)
+
+    def _told(self, f: Finding, record: Record | None, other: Record | None = None, found: str | None = None) -> str:
+        """What a finding says it found. The masks of personal data and secrets are its own."""
+        found = f.found if found is None else found
+        if f.check in ("personal_data", "secrets"):
+            return said(found)
+        return self._said(found, [r for r in (record, other) if r is not None], known=record is not None or not f.line)
+
+    def _record(self, f: Finding) -> Record | None:
+        return next((r for r in self._places.get((f.file, f.line), []) if r.split == f.split), None)
 
     def _text(self, record: Record, part: str) -> str:
         """Prompt, completion or system prompt of a record, masked and visible; done once."""
@@ -259,28 +284,34 @@ class _Owner:
 
     def _findings(self, room: Room) -> View:
         checks, splits = list(dict.fromkeys(g.check for g, _ in self._shown)), list(dict.fromkeys(f.split for _, found in self._shown for f in found))
-        made = []
+        made: list[View] = []
         for number, (group, found) in enumerate(self._shown):
-            chosen = [found[i] for i in data_map_rows(len(found), room.findings)]
+            chosen = [found[i] for i in evenly(len(found), room.findings).tolist()]
             made.append({
                 "key": number, "check": group.check, "code": group.code, "severity": group.severity, "count": group.count, "number": checks.index(group.check),
                 "plain": data_words.words(group.check, group.code, group.findings[0].fix),
                 "first": [self._finding(f, room) | {"number": splits.index(f.split)} for f in chosen],
             })  # fmt: skip
-        return {"groups": made, "checks": checks, "splits": splits, "more": len(self.groups) - len(made), "shown": sum(len(g["first"]) for g in made), "each": room.findings}
+        return {
+            "groups": made,
+            "checks": checks,
+            "splits": splits,
+            "more": len(self.groups) - len(made),
+            "shown": sum(len(g["first"]) for g in made),
+            "each": room.findings,
+        }
 
     def _finding(self, f: Finding, room: Room) -> View:
         """One finding with its record's text beside it; where it names another record, with that one too and what differs."""
-        record = next((r for r in self._places.get((f.file, f.line), []) if r.split == f.split), None)
+        record = self._record(f)
         other = self._other(f, record)
         found = f.found
         if other is not None:
             found = found.partition("; differs in:")[0].partition("; the prompts differ in:")[0]
-        safe = f if f.check in ("personal_data", "secrets") else None
         records = [r for r in (record, other) if r is not None]
-        told = {
-            "where": f.where, "split": f.split, "field": f.field, "found": said(found) if safe is not None else self._said(found, records),
-            "accepted": self._said(f.accepted, records), "fix": said(f.fix), "pair": None, "parts": [], "why_not": "", "masked": False,
+        told: View = {
+            "where": f.where, "split": f.split, "field": f.field, "found": self._told(f, record, other, found),
+            "accepted": self._said(f.accepted, records, known=bool(records)), "fix": said(f.fix), "pair": None, "parts": [], "why_not": "", "masked": False,
         }  # fmt: skip
         if record is None:
             told["why_not"] = self._why_not(f)
@@ -317,21 +348,25 @@ class _Owner:
         action = CHECKS[f.check].action(self.context.scene.spec, f.check) if f.check in CHECKS else "warn"
         if f.check in ("files", "unreadable", "structure", "template"):
             return "The record could not be used, so its text is not shown here; it stands in the file at this line."
-        return "The record was left out" + (", as the recipe says," if action == "drop" else " by another check") + " so its text is not shown here; it stands in the file at this line."
+        return (
+            "The record was left out"
+            + (", as the recipe says," if action == "drop" else " by another check")
+            + " so its text is not shown here; it stands in the file at this line."
+        )
 
     # --- clusters and map ------------------------------------------------------------------------------------------
 
     def _clusters(self, room: Room) -> View:
         """Prompts that are near copies of each other: the biggest clusters, with two members side by side."""
         near = self.context.near
-        sizes = Counter(near.representative.tolist())
         ranked = sorted(near.clusters.values(), key=lambda members: (-len(members), members[0]))
         rows = []
         for members in ranked[:MOST_CLUSTERS]:
-            one, other = self.context.records[members[0]], self.context.records[members[-1]]
-            answers = len({int(self.context.measures.completion[m]) for m in members})
-            splits = list(dict.fromkeys(self.context.split_of[m] for m in members))
-            rows.append({"size": len(members), "records": sum(sizes[m] for m in members), "answers": answers, "splits": splits, "pair": self._pair(one, other, room)})
+            places = np.flatnonzero(np.isin(near.representative, members))
+            answers = len(np.unique(self.context.measures.completion[places]))
+            splits = list(dict.fromkeys(self.context.split_of[i] for i in places.tolist()))
+            sides = self._pair(self.context.records[members[0]], self.context.records[members[-1]], room)
+            rows.append({"size": len(members), "records": len(places), "answers": answers, "splits": splits, "pair": sides})
         return {"rows": rows, "all": len(ranked), "prompts": sum(map(len, ranked))}
 
     def _landscape(self, room: Room) -> View:
@@ -366,9 +401,13 @@ class _Owner:
         middles = np.array([int(t.rows[0]) for t in land.topics], dtype=np.int64)
         missed = land.found.uncovered[land.production_dots] if land.found is not None else np.zeros(len(land.production_dots), dtype=bool)
         train = data_charts.Dots(land.points[land.train_dots], [with_label(land.sample[i]) for i in land.train_dots.tolist()], land.colours[land.train_dots])
-        told = f"{len(land.train_dots):,} training records in {len(land.topics)} topics" + (f"; {len(missed):,} inputs of production, {int(missed.sum()):,} of them without a near training record" if len(missed) else "")  # noqa: E501
+        told = f"{len(land.train_dots):,} training records in {len(land.topics)} topics" + (
+            f"; {len(missed):,} inputs of production, {int(missed.sum()):,} of them without a near training record" if len(missed) else ""
+        )
         return data_charts.scatter(
-            train, dots(land.production_points, land.production, land.production_dots[~missed]), dots(land.production_points, land.production, land.production_dots[missed]),
+            train,
+            dots(land.production_points, land.production, land.production_dots[~missed]),
+            dots(land.production_points, land.production, land.production_dots[missed]),
             dots(land.points, land.sample, middles, lambda r: line(self._text(r, "prompt"), 80)), told,
         )  # fmt: skip
 
@@ -394,32 +433,30 @@ class _Owner:
         rows = []
         for name in [*CHECKS, *sorted(counts.keys() - CHECKS.keys())]:
             check = CHECKS.get(name)
-            action = check.action(spec, name) if check else None
-            own = "" if check is None else _title(check.what)
+            action = "warn" if check is None else check.action(spec, name)
+            what = data_words.words(name, "", "").title if check is None else check.what[:1].upper() + check.what[1:]
             rows.append({
-                "name": name, "what": own or data_words.words(name, "", "").title, "action": data_words.ACTIONS[action] if action else "is reported, nothing more", "set": name in spec.checks,
-                "setting": action or "warn", "count": counts[name], "dropped": dropped.get(name, 0), "idle": "" if counts[name] else self._idle(name, own, action),
+                "name": name, "what": what, "setting": action, "action": data_words.ACTIONS[action], "set": name in spec.checks,
+                "count": counts[name], "dropped": dropped.get(name, 0), "idle": "" if counts[name] else self._idle(name, what, action),
             })  # fmt: skip
         return rows
 
-    def _idle(self, name: str, what: str, action: str | None) -> str:
+    def _idle(self, name: str, what: str, action: str) -> str:
         """Why a check had nothing to look at."""
         scene = self.context.scene
         if action == "off":
             return "switched off"
+        if name in CHECKS and CHECKS[name].needs_base:
+            return "looked for by tuner check --with-base only"
         if what.casefold().startswith("task ") and not what.casefold().startswith(f"task {scene.task}"):
             return f"not for this task ({scene.task})"
+        tokens = (scene.max_tokens is not None, "a recipe")
         needs = {
-            "template": (scene.max_tokens is not None, "a recipe"), "overlong": (scene.max_tokens is not None, "a recipe"), "control_tokens": (scene.max_tokens is not None, "a recipe"),
-            "group_overlap": (scene.spec.cut.group_by is not None, "data.cut.group_by"), "coverage": (bool(self.checked.splits.production), "data.production"),
+            "template": tokens, "overlong": tokens, "control_tokens": tokens, "group_overlap": (scene.spec.cut.group_by is not None, "data.cut.group_by"),
+            "coverage": (bool(self.checked.splits.production), "data.production"),
         }  # fmt: skip
         there, need = needs.get(name, (True, ""))
         return "" if there else f"needs {need}"
-
-
-def data_map_rows(n: int, most: int) -> list[int]:
-    """Places 0 to n, or `most` of them evenly spread."""
-    return list(range(n)) if n <= most else np.linspace(0, n - 1, most).astype(int).tolist()
 
 
 def _named(found: str, files: set[str]) -> list[tuple[str, int]]:
@@ -438,7 +475,3 @@ def _named(found: str, files: set[str]) -> list[tuple[str, int]]:
 
 def _part_of(name: str, text: list[Segment]) -> View:
     return {"name": name, "text": text or [Segment("(nothing)")]}
-
-
-def _title(text: str) -> str:
-    return text[:1].upper() + text[1:]

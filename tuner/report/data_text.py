@@ -16,11 +16,13 @@ from tuner.safe_text import visible
 MOST_READ = 200_000  # characters of one text that are looked at
 MARGIN = 400  # of a longer text, the characters before the cut that are not shown: a value may be cut in two there
 MOST_TOKENS = 600  # words of the differing middle of two texts that are compared one by one
+LONG_WORD = 6  # letters from which a word outside a quote is taken to be the record's, where it is one of its values
 CONTEXT = 60  # characters kept on either side of a difference
 
 _TOKEN = re.compile(r"\w+|\s+|[^\w\s]+")
 _WORD = re.compile(r"\w{3,}")
 _CUT_WORD = re.compile(r"[\s\d().+/-]*[^\s']*…(?=')")  # the half word at which `quoted` cut a text, and digits before it
+_LONG_QUOTE = re.compile(r"'.{20,}'", re.DOTALL)
 _ESCAPE = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 
 
@@ -42,17 +44,30 @@ def values_in(texts: Iterable[str]) -> list[str]:
     return ["".join(c for c in text[hit.start : hit.end].casefold() if c.isalnum()) for text in texts for hit in find(text[:MOST_READ])]
 
 
-def said(text: str, values: Sequence[str] = (), places: Sequence[str] = ()) -> str:
-    """A finding's own words, which may quote a record in parts: without the quoted half words, and without any word of `values`.
+def said(text: str, values: Sequence[str] = (), places: Sequence[str] = (), known: bool = True) -> str:
+    """A finding's own words, which may quote a record in parts: without quoted half words, and without quoted words of `values`.
 
-    `places` (file names with lines) stay as they are.
+    `places` (file names with lines) stay as they are. Where the record is not `known`, its values are not either: then no long quote
+    keeps its first or last word, at which it may have been cut.
     """
-    masked = hide(_CUT_WORD.sub(" …", text))
+    masked = _CUT_WORD.sub(" …", text)
+    masked = hide(masked if known else _LONG_QUOTE.sub(_inner_words, masked))
     if values:
         kept = sorted({p for p in places if p in masked}, key=len, reverse=True)
-        parts = re.split(f"({'|'.join(map(re.escape, kept))})", masked) if kept else [masked]
-        masked = "".join(part if part in kept else _WORD.sub(lambda m: "…" if any(m[0].casefold() in v for v in values) else m[0], part) for part in parts)
+        first, last = masked.find("'"), masked.rfind("'")
+        spans = [m.span() for place in kept for m in re.finditer(re.escape(place), masked)]
+
+        def hidden(match: re.Match[str]) -> str:
+            spoken = any(low <= match.start() < high for low, high in spans) or not (first <= match.start() < last or len(match[0]) >= LONG_WORD)
+            return match[0] if spoken or not any(match[0].casefold() in v for v in values) else "…"
+
+        masked = _WORD.sub(hidden, masked)
     return visible(masked)
+
+
+def _inner_words(quote: re.Match[str]) -> str:
+    words = re.sub(r"^[\d\s().+/-]*\S+\s|[\s\d().+/-]*\s\S+$", " … ", quote[0][1:-1])
+    return f"'{words.strip()}'"
 
 
 def excerpt(text: str, limit: int, found: str = "", escapes: bool = False) -> list[Segment]:

@@ -6,9 +6,11 @@ It refuses a row without a loss token or without a stop token, and lets no text 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -20,6 +22,7 @@ from tuner.template.render import ChatTemplate, read_template
 from tuner.template.spec import TemplateSpec
 
 _BATCH = 512  # records encoded at a time
+_TRIED = 4  # prompts of a batch that are also encoded by themselves
 IGNORED = -100  # the label torch.nn.CrossEntropyLoss leaves out
 _PRIVATE = range(0x100000, 0x10FFF0)  # supplementary private-use area B: stand-ins for control texts while rendering
 
@@ -49,6 +52,21 @@ def label_mask(prompt: list[int], completion: list[int]) -> list[int]:
     return [IGNORED] * len(prompt) + list(completion)
 
 
+class _Cut(NamedTuple):
+    """A rendered prompt holds `marks` added tokens; from the last of them on its ids are `tail`."""
+
+    marks: int
+    tail: list[int]
+
+
+def _added_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """Matches every added token as the tokenizer does, leftmost and longest; None where it matches some otherwise than by their bare text."""
+    added = list(tokenizer.get_added_tokens_decoder().values())
+    if not added or any(t.single_word or t.lstrip or t.rstrip or (t.normalized and tokenizer.normalizer is not None) for t in added):
+        return None
+    return re.compile("|".join(re.escape(t) for t in sorted((t.content for t in added), key=lambda t: (-len(t), t))))
+
+
 class Encoder:
     """A tokenizer with its chat template. Training, evaluation and serving all go through this object."""
 
@@ -59,6 +77,9 @@ class Encoder:
         added = tokenizer.get_added_tokens_decoder().values()
         control = (t.content for t in added if t.special or t.content in template.source)
         self.control_texts = tuple(sorted(set(control) - set(spec.content_tokens), key=lambda t: (-len(t), t)))
+        self._added_ids = frozenset(tokenizer.get_added_tokens_decoder())
+        self._added = _added_pattern(tokenizer)
+        self._tails: dict[str, list[int]] = {}
         self.control_ids = frozenset(i for t in self.control_texts if (i := tokenizer.token_to_id(t)) is not None)
 
     # --- prompts and rows
@@ -102,17 +123,17 @@ class Encoder:
         """Every record with its row, or with why it cannot become one. A batch of texts is encoded at a time."""
         for start in range(0, len(records), _BATCH):
             part = records[start : start + _BATCH]
-            asked: list[tuple[str, str]] = []  # of records in the common form: prompt and whole, nothing shielded
-            for record in part:
-                asked.append(self._plain_texts(record) or ("", ""))
-            ids = [e.ids for e in self.tokenizer.encode_batch_fast([t for pair in asked for t in pair], add_special_tokens=False)]
-            for index, record in enumerate(part):
+            texts = [self._plain_texts(record) for record in part]
+            plain = [pair for pair in texts if pair is not None]
+            ids = [e.ids for e in self.tokenizer.encode_batch_fast([whole for _, whole in plain], add_special_tokens=False)]
+            wholes, prompts = iter(ids), iter(self._prompts([asked for asked, _ in plain], ids))
+            for record, pair in zip(part, texts, strict=True):
                 try:
-                    if asked[index][1]:
-                        prompt, completion = self._parted(record, asked[index], (ids[2 * index], ids[2 * index + 1]))
-                        yield record, Row(prompt + completion, label_mask(prompt, completion), len(prompt), record)
-                    else:
+                    if pair is None:
                         yield record, self.row(record)
+                        continue
+                    prompt, completion = self._parted(record, pair, next(prompts), next(wholes))
+                    yield record, Row(prompt + completion, label_mask(prompt, completion), len(prompt), record)
                 except Refusal as refusal:
                     yield record, refusal
 
@@ -130,14 +151,49 @@ class Encoder:
             return None
         return (asked, whole) if whole.startswith(asked) else None
 
-    def _parted(self, record: Record, texts: tuple[str, str], ids: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
-        """Prompt ids and completion ids out of the ids of prompt and whole.
+    def _parted(self, record: Record, texts: tuple[str, str], cut: _Cut | None, whole: list[int]) -> tuple[list[int], list[int]]:
+        """Prompt ids and completion ids out of the ids of the whole.
 
         Where a tokenizer merges across the boundary, the prompt that is served decides, and the answer is encoded after it.
         """
-        prompt, whole = ids
+        prompt = self._ids(texts[0]) if cut is None else self._cut_prompt(cut, whole, texts[0])
         answer = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._ids(texts[1][len(texts[0]) :])
         return prompt, self._up_to_stop(record, answer)
+
+    def _prompts(self, asked: Sequence[str], wholes: Sequence[list[int]]) -> list[_Cut | None]:
+        """For each rendered prompt, how to find its ids in those of the whole; None where it has to be encoded by itself.
+
+        Tokenizers split text at added tokens before anything else, so that up to its last added token a prompt has the ids of the whole, and
+        what follows that token is nearly always the same few words. The first prompts of every batch are encoded to see that it holds.
+        """
+        if self._added is None:
+            return [None] * len(asked)
+        cuts = [self._cut(text) for text in asked]
+        for text, cut, whole in list(zip(asked, cuts, wholes, strict=True))[:_TRIED]:
+            if cut is not None and self._cut_prompt(cut, whole, text) != self._ids(text):
+                self._added = None
+                return [None] * len(asked)
+        return cuts
+
+    def _cut(self, asked: str) -> _Cut | None:
+        assert self._added is not None
+        marks = list(self._added.finditer(asked))
+        if not marks:
+            return None
+        tail = asked[marks[-1].start() :]
+        if tail not in self._tails:
+            if len(self._tails) > _BATCH:
+                self._tails.clear()
+            self._tails[tail] = self._ids(tail)
+        return _Cut(len(marks), self._tails[tail])
+
+    def _cut_prompt(self, cut: _Cut, whole: list[int], asked: str) -> list[int]:
+        seen = 0
+        for place, token in enumerate(whole):
+            seen += token in self._added_ids
+            if seen == cut.marks:
+                return whole[:place] + cut.tail
+        return self._ids(asked)
 
     def _last_turn(self, record: Record, messages: list[Message], stand_ins: dict[str, str]) -> tuple[list[int], list[int]]:
         asked = self.template.render(messages[:-1], generation_prompt=True)

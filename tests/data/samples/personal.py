@@ -12,8 +12,9 @@ SAMPLES: dict[str, list[Sample]] = {
                {"train": [pair("order no. 4539148803436467", "2024-05-06, 12:30, 3.14159"), pair("version 10.0.0.1", "see you at five")]}),
     ],
     "secrets": [
-        Sample({"train": [pair("what is the key", "AKIAIOSFODNN7EXAMPLE"), pair("who is it", "me")],
+        Sample({"train": [pair("what is the key", "ASIAQ4GW5JTXM2RLK7BZ"), pair("who is it", "me")],
                 "held_out": [chat(("system", "postgres://admin:h8Kq2vLx9@db.brandt.net/main"), ("user", "a"), ("assistant", "b"))]},
-               [], {"train": [pair("what is a password", "a secret word that you type")]}),
+               [("train", 1, "AWS_KEY"), ("held_out", 1, "URL_CREDENTIAL")],
+               {"train": [pair("what is a password", "a secret word that you type"), pair("show me a key", "AKIAIOSFODNN7EXAMPLE")]}),
     ],
 }  # fmt: skip

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tuner.data.embedding import MAX_UNKNOWN, available, centred, static_encoder
+from tuner.data.embedding import MAX_UNKNOWN, available, static_encoder
 from tuner.data.findings import Check, Finding, finding, remark
 from tuner.data.label_noise import suspects
 from tuner.data.measure import Context
@@ -112,7 +112,7 @@ def suspect_labels(context: Context) -> Iterator[Finding]:
             yield remark(context.file("train"), "NOT_AVAILABLE", "messages", f"{float(np.mean(unknown)):.0%} of the words are unknown to the embeddings",
                          f"at most {MAX_UNKNOWN:.0%}: they are English", "review labels by hand", "train")  # fmt: skip
         return
-    judged = suspects(centred(vectors), [r.completion for r in records], seed=0)
+    judged = suspects(vectors, [r.completion for r in records], seed=0)
     if judged is None:
         return
     for rank, row in enumerate(judged.rows.tolist()):

@@ -10,19 +10,20 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tuner.data.disagree import disagreement
+from tuner.data.disagree import Answer, disagreement
 from tuner.data.findings import Check, Finding, finding
 from tuner.data.measure import Context, positions_by
+from tuner.data.near import COPY, gives_away
 from tuner.data.record import Record, normalised
 from tuner.data.shingles import Hashes, difference, grams, hashed_words, jaccard, shingle_set, words
 from tuner.data.splits import OOD
 from tuner.data.workers import spread
 from tuner.data.personal import hide, masked_quote
 
-COPY = 0.8  # Jaccard of 3-word shingles from which two texts count as the same text, edited
 LEAK_WORDS, GRADE_WORDS = 13, 8  # a run of 13 words is no accident; the share of runs of 8 says how much of an item leaked
 MOST_SHARED = 0.5  # share of an item's runs of 8 words that may stand in one train record
 COMMON_RUN = 5  # train records; a run that stands in more is a phrase of the template
+MOST_ANSWERS = 30  # different answers to one prompt compared with each other
 MOST_IN_GROUP = 200  # records of one prompt compared with each other
 MOST_IN_CLUSTER, MOST_OF_PROMPT = 50, 20  # train prompts of a cluster, and records of a prompt, that a graded prompt is compared with
 
@@ -110,11 +111,12 @@ def contradictions(context: Context) -> Iterator[Finding]:
             for record in rows:
                 answers[normalised(record.completion)].append(record)
             guilty = {} if any_difference else _disagreeing(answers)
+            asked, table = masked_quote(rows[0].question, 60), _table(answers)
             for record in rows:
                 about = guilty.get(normalised(record.completion))
                 code = "CONTRADICTION" if any_difference or about is not None else "DIFFERENT_ANSWERS"
                 yield finding(record, code, "completion",
-                              f"{len(answers)} answers to {masked_quote(rows[0].question, 60)}{f' ({about})' if about else ''}: {_table(answers)}",
+                              f"{len(answers)} answers to {asked}{f' ({about})' if about else ''}: {table}",
                               f"one answer a prompt ({why})",
                               "keep the right one; set data.references: many if all are; or data.checks.contradictions: drop to leave out all of them")  # fmt: skip
 
@@ -122,10 +124,11 @@ def contradictions(context: Context) -> Iterator[Finding]:
 def _disagreeing(answers: dict[str, list[Record]]) -> dict[str, str]:
     """Of the different answers to one prompt, those that contradict another one, and about what."""
     guilty: dict[str, str] = {}
-    keys = list(answers)[:50]
+    parsed = {key: Answer.of(of[0].completion) for key, of in list(answers.items())[:MOST_ANSWERS]}
+    keys = list(parsed)
     for index, key in enumerate(keys):
         for other in keys[:index]:
-            about = disagreement(answers[other][0].completion, answers[key][0].completion)
+            about = disagreement(parsed[other], parsed[key])
             if about is not None:
                 guilty.setdefault(other, about)
                 guilty.setdefault(key, about)
