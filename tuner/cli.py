@@ -154,7 +154,8 @@ def select(
     reasons = Counter(c.reason.split(":")[0] if c.rank else "left out: near a chosen one" if "asks nearly" in c.reason else c.reason for c in chosen.choices)
     for reason, number in reasons.most_common(12):
         out.print(f"{number:8} {visible(reason)}", markup=False, soft_wrap=True)
-    out.print(f"mean cosine of every train prompt to its nearest chosen one: {chosen.kept_similarity:.3f}; of {count} drawn at random: {chosen.random_similarity:.3f}",
+    out.print(f"mean cosine of every train prompt to its nearest chosen one: {chosen.kept_similarity:.3f}; of {count} drawn at random: "
+              f"{chosen.random_similarity:.3f}",
               markup=False, soft_wrap=True)  # fmt: skip
     out.print(f"written: {_shown_path(output)}/train.jsonl, reasons.jsonl, recipe.yaml", markup=False, soft_wrap=True)
 
@@ -491,7 +492,8 @@ def _say_checked(diagnosed: Diagnosed, brief: bool = False, seconds: float | Non
     checked = diagnosed.checked
     for account in diagnosed.accounts:
         reasons = ", ".join(f"{name} {count}" for name, count in account["reasons"].items())
-        said = f"read {account['read']} = kept {account['kept']} + dropped {account['dropped']}{f' ({reasons})' if reasons else ''} + rejected {account['rejected']}"
+        why = f" ({reasons})" if reasons else ""
+        said = f"read {account['read']} = kept {account['kept']} + dropped {account['dropped']}{why} + rejected {account['rejected']}"
         out.print(f"{visible(account['split']):18} {said}  {visible(account['file'])}", markup=False, soft_wrap=True)
     whole = summary(checked)
     used = ", ".join(f"{split} {count}" for split, count in whole["records"].items())
@@ -536,12 +538,12 @@ def _say_finding(finding: Finding) -> None:
 
 def _say_plan(plan: Plan, with_how: bool) -> None:
     out.print(
-        f"plan: {plan.records} records, {plan.tokens_per_epoch} tokens an epoch ({plan.loss_tokens_per_epoch} carry loss), "
-        f"longest row {plan.longest_row_tokens}; {plan.steps} steps of {plan.records_per_step} records", soft_wrap=True)  # fmt: skip
+              f"plan: {plan.records} records, {plan.tokens_per_epoch} tokens an epoch ({plan.loss_tokens_per_epoch} carry loss), "
+              f"longest row {plan.longest_row_tokens}; {plan.steps} steps of {plan.records_per_step} records", soft_wrap=True)  # fmt: skip
     out.print(
-        f"plan: {plan.trainable_parameters:,} trainable of {plan.base_parameters:,} parameters; {plan.precision}; "
-        f"about {plan.peak_bytes / 1e9:.1f} GB and {_minutes(plan.seconds)} of training at {plan.tokens_per_second:.0f} tokens/s"
-        + (f", cost {plan.cost:.2f}" if plan.cost is not None else ""), soft_wrap=True)  # fmt: skip
+              f"plan: {plan.trainable_parameters:,} trainable of {plan.base_parameters:,} parameters; {plan.precision}; "
+              f"about {plan.peak_bytes / 1e9:.1f} GB and {_minutes(plan.seconds)} of training at {plan.tokens_per_second:.0f} tokens/s"
+              + (f", cost {plan.cost:.2f}" if plan.cost is not None else ""), soft_wrap=True)  # fmt: skip
     if with_how:
         for part, size in plan.memory_bytes.items():
             out.print(f"  {part:14} {size / 1e6:10.1f} MB")
@@ -565,9 +567,9 @@ def _say_run(done: Run) -> None:
         found = suite["differences"][primary]
         ours, theirs = suite["values"]["adapter"][primary], suite["values"][found["baseline"]][primary]
         out.print(
-            f"  {visible(name):14} n {suite['n']:4}  base {_interval(theirs)}  adapter {_interval(ours)}  "
-            f"difference {found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]  {found['verdict']}",
-            markup=False, soft_wrap=True)  # fmt: skip
+                  f"  {visible(name):14} n {suite['n']:4}  base {_interval(theirs)}  adapter {_interval(ours)}  "
+                  f"difference {found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]  {found['verdict']}",
+                  markup=False, soft_wrap=True)  # fmt: skip
     out.print(f"verdict: {done.verdict}", style="bold", markup=False)
     out.print(f"report: {_shown_path(done.evaluation / 'report.html')}", markup=False, soft_wrap=True)
 

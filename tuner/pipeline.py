@@ -40,8 +40,8 @@ from tuner.recipe import Recipe, recipe_text
 from tuner.template.tokens import Encoder, Row, open_encoder
 
 if TYPE_CHECKING:
-    from tuner.data.selection import Selection
     from tuner.artifact.adapter import Adapter
+    from tuner.data.selection import Selection
     from tuner.plan.budget import Plan
     from tuner.train.sft import Progress, Trained
 

@@ -203,7 +203,7 @@ def records_in(path: Path) -> int:
     return sum(bool(line.strip()) for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n"))
 
 
-def test_there_are_forty_clean_files_with_two_hundred_records() -> None:
+def test_there_are_forty_clean_files_with_150_records() -> None:
     names = corpus(CLEAN)
     assert len(names) >= 40 and sum(len(read(CLEAN / name).records) for name in names) >= 150
 

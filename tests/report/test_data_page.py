@@ -35,7 +35,7 @@ from tuner.pipeline import check_files
 from tuner.recipe import load_recipe, recipe_for_files
 from tuner.report import data_charts, data_words
 from tuner.report.data_map import Landscape, evenly, landscape
-from tuner.report.data_page import MOST_BYTES, data_page
+from tuner.report.data_page import MOST_BYTES, MOST_FILES, data_page
 from tuner.report.data_text import Segment, differing, excerpt, said, seen
 from tuner.safe_text import visible
 
@@ -67,7 +67,10 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checked, dict[str
     train: list[Any] = clinc("train")
     held_out = clinc("held_out")
     train += [train[5], train[9], {**train[20], "completion": "none"}, held_out[3]]
-    train += [{"prompt": f"please move {n} dollars from my savings account to my checking account now", "completion": "transfer"} for n in (200, 300)]
+    train += [
+        {"prompt": f"please move my money from my savings account to my checking account right now and call it payment {n}", "completion": "transfer"}
+        for n in (200, 300)
+    ]
     train += [{"prompt": "please keep\u200b it\u202e safe", "completion": "Pin_change"}, {"prompt": "the pаypal page is down", "completion": "close_account"}]
     train.insert(40, '{"prompt": "broken')
     train.insert(60, '{"prompt": "no answer"}')
@@ -227,7 +230,7 @@ def test_texts_that_the_vectors_cannot_read_get_no_map(tmp_path: Path) -> None:
 
 def test_near_duplicates_stand_side_by_side_with_the_differing_words_marked(source: str) -> None:
     pairs = [squeezed(p) for p in re.findall(r'<div class="texts">.*?</div></div>', source, re.DOTALL)]
-    assert any("please move <mark>200</mark> dollars" in p and "please move <mark>300</mark> dollars" in p for p in pairs)
+    assert any("call it payment <mark>200</mark>" in p and "call it payment <mark>300</mark>" in p for p in pairs)
 
 
 def test_differences_are_marked_and_nothing_else_is() -> None:
@@ -263,7 +266,11 @@ def test_personal_data_never_appears_raw_wherever_it_stands(tmp_path: Path) -> N
         rows += [{"prompt": f"{value}", "completion": f"{value}"}, '{"prompt": "broken ' + value]
         rows.append({"messages": [{"role": "user", "content": value}]})
     system = [{"role": "system", "content": f"You write for {whole}."}]
-    chat = [{"messages": [*system, {"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}]} for r in rows if "prompt" in r]
+    chat = [
+        {"messages": [*system, {"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}]}
+        for r in rows
+        if isinstance(r, dict) and "completion" in r
+    ]
     production = [{"prompt": f"{word} {value}"} for value in PERSONAL for word in ("send this to", "call", "who is")]
     for task, train in (("label", rows), ("text", chat)):
         folder = tmp_path / task
@@ -310,10 +317,11 @@ def hostile_set(strings: list[str]) -> tuple[Checked, dict[str, Any]]:
     return checked, as_report(checked, files)
 
 
-ALLOWED = set(
-    """html head meta title style body a header p strong nav main section h1 h2 h3 h4 span dl div dt dd ol ul li table caption thead tbody tr th td svg desc rect
-    line text circle g figure figcaption label select option input button details summary mark code footer script""".split()
-)
+ALLOWED = {
+    "html", "head", "meta", "title", "style", "body", "a", "header", "p", "strong", "nav", "main", "section", "h1", "h2", "h3", "h4", "span", "dl", "div",
+    "dt", "dd", "ol", "ul", "li", "table", "caption", "thead", "tbody", "tr", "th", "td", "svg", "desc", "rect", "line", "text", "circle", "g", "figure",
+    "figcaption", "label", "select", "option", "input", "button", "details", "summary", "mark", "code", "footer", "script",
+}  # fmt: skip
 SAFE_ATTRIBUTE = re.compile(r"[\w\s.,:;#%()/='–-]*")
 
 
@@ -331,7 +339,7 @@ def test_hostile_records_labels_and_file_names_stay_text(hostile_source: str) ->
         for name, value in attributes.items():
             assert tag == "meta" or SAFE_ATTRIBUTE.fullmatch(value or ""), (tag, name, value)
     text = page.text().replace("\n", "\\n")
-    missing = [s for s in STRINGS if s.strip() and visible(f"{s}.jsonl").strip() not in text]
+    missing = [s for s in STRINGS[:MOST_FILES] if s.strip() and visible(f"{s}.jsonl").strip() not in text]
     assert missing == [], missing[:3]
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]", hostile_source)
 
@@ -394,8 +402,9 @@ def test_fifty_thousand_hostile_records_stay_below_two_megabytes() -> None:
     chance = random.Random(0)
     splits: dict[str, list[Record]] = {"train": [], "held_out": []}
     for n in range(50_000):
-        long = "".join(chance.choices(SEEDS, k=4)) + "\u202e\U000e0041<&" * (400 if n % 100 == 0 else 2)
-        words = (f"{n} {long}", chance.choice(SEEDS) + "\x00" * 50)
+        own = " ".join(f"{chance.getrandbits(40):x}" for _ in range(4))  # no two prompts alike: comparing near copies is not what is tried here
+        long = chance.choice(SEEDS) + "\u202e\U000e0041<&" * (800 if n % 100 == 0 else 2)
+        words = (f"{own} {long}", chance.choice(SEEDS) + "\x00" * 50)
         splits["train" if n % 10 else "held_out"].append(
             Record((Message("user", words[0]), Message("assistant", words[1])), "<&>.jsonl" * 20, n + 1, "train", {})
         )
@@ -491,8 +500,8 @@ def test_filters_and_search_show_what_they_say(browser: Browser, file: Path, pla
     near = choose("check", value)
     assert near == [e for e in every if e[1] == value] != []
     browser.click("#want-all")
-    found = choose("text", "200 CHECKING")
-    assert found == [e for e in every if "200" in e[3] and "checking" in e[3].lower()] != []
+    found = choose("text", "PAYMENT 300")
+    assert found == [e for e in every if "300" in e[3] and "payment" in e[3].lower()] != []
     assert choose("text", "no such words anywhere") == []
     browser.click("#want-all")
     assert browser.run("document.querySelectorAll('li.item[hidden], details.group[hidden]').length") == 0

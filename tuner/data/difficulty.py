@@ -45,7 +45,8 @@ def misfits(records: Sequence[Record], given: Sequence[float], alone: Sequence[f
     for i in np.flatnonzero((ifd > REVIEW) & (unlike < UNLIKE)).tolist():
         record = records[i]
         about = finding(record, "BASE_MISFIT", "completion",
-                        f"{masked_quote(record.completion, 60)} to {masked_quote(record.question, 60)}: the prompt makes the answer no likelier (IFD {ifd[i]:.2f})",
+                        f"{masked_quote(record.completion, 60)} to {masked_quote(record.question, 60)}: the prompt makes the answer no likelier (IFD "
+                        f"{ifd[i]:.2f})",
                         f"IFD below {REVIEW:g}", "read the record: does the answer belong to this prompt?")  # fmt: skip
         found.append(replace(about, check=CHECK, severity=severity))
     return sorted(found, key=lambda f: (f.file, f.line))

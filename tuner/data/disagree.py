@@ -14,7 +14,7 @@ from tuner.data.shingles import words
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _NEGATION = re.compile(r"\b(?:not|never|cannot|without|nor)\b|n['’]t\b")
 _POLES = {"yes": "yes", "yeah": "yes", "true": "yes", "correct": "yes", "no": "no", "nope": "no", "false": "no", "incorrect": "no"}
-_NUMBER_WORDS = {w: str(i) for i, w in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())}
+_NUMBER_WORDS = {w: str(i) for i, w in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"])}
 SHORT = 12  # words up to which an answer's last number is the answer
 ALIKE, NEARLY = 0.5, 0.7  # Jaccard of the words besides numbers, or negations
 

@@ -71,7 +71,10 @@ def _allowed(name: str, check: Check) -> tuple[tuple[Action, ...], str]:
 
 
 def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tokens: CountTokens | None = None, tick: Tick | None = None) -> Checked:
-    """Redact what the recipe names, then run every check that is not off. Records that single-record checks drop are gone before records are compared with each other."""
+    """Redact what the recipe names, then run every check that is not off.
+
+    Records that single-record checks drop are gone before records are compared with each other.
+    """
     splits, hidden = redacted(splits, scene.spec.redact)
     active = {name: check for name, check in checks.items() if check.action(scene.spec, name) != "off"}
     measured = measure(splits, scene, active, count_tokens, None if tick is None else lambda done, of: tick("records", done, of))

@@ -51,8 +51,9 @@ def groups(findings: list[Finding]) -> list[Group]:
 
 def summary(checked: Checked) -> dict[str, Any]:
     """The first thing to read: records by split, counts by severity, the five groups that matter most, tokens by split."""
+    records = {split: len(of) for split, of in checked.splits.records.items()}
     return {
-        "records": {split: len(of) for split, of in checked.splits.records.items()} | ({"production": len(checked.splits.production)} if checked.splits.production else {}),
+        "records": records | ({"production": len(checked.splits.production)} if checked.splits.production else {}),
         "errors": checked.count("error"),
         "warnings": checked.count("warning"),
         "notes": checked.count("note"),

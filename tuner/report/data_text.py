@@ -22,7 +22,7 @@ CONTEXT = 60  # characters kept on either side of a difference
 _TOKEN = re.compile(r"\w+|\s+|[^\w\s]+")
 _WORD = re.compile(r"\w{3,}")
 _CUT_WORD = re.compile(r"[\s\d().+/-]*[^\s']*…(?=')")  # the half word at which `quoted` cut a text, and digits before it
-_LONG_QUOTE = re.compile(r"'.{20,}'", re.DOTALL)
+_LONG_QUOTE = re.compile(r"'.{12,}'", re.DOTALL)
 _ESCAPE = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from tuner.data.checks.arithmetic import wrong_equations
 from tuner.data.findings import Check, Finding, Scene, finding
-from tuner.data.record import Record, normalised
 from tuner.data.personal import masked_quote
+from tuner.data.record import Record, normalised
 
 _LOOK = "read the record; mend it or delete line {line}"
 

@@ -15,8 +15,8 @@ from tuner.data.coverage import redundancy as redundant_rows
 from tuner.data.embedding import MAX_UNKNOWN, Centring, Vectors, available, centred, static_encoder
 from tuner.data.findings import Check, Finding, finding, remark
 from tuner.data.measure import Context
-from tuner.data.record import Record
 from tuner.data.personal import masked_quote
+from tuner.data.record import Record
 
 SHOWN_CLUSTERS = 20
 MOST_TRAIN = 200_000  # train records compared with production, evenly drawn beyond that
@@ -40,7 +40,8 @@ def coverage(context: Context) -> Iterator[Finding]:
     theirs, known_too = questions(production)
     file = production[0].file
     if not (known and known_too):
-        yield remark(file, "NOT_AVAILABLE", "messages", "more of the words are unknown to the embeddings than may be", f"at most {MAX_UNKNOWN:.0%}: they are English",
+        yield remark(file, "NOT_AVAILABLE", "messages", "more of the words are unknown to the embeddings than may be",
+                     f"at most {MAX_UNKNOWN:.0%}: they are English",
                      "compare by hand", "production")  # fmt: skip
         return
     middle = Centring.fit(ours)
@@ -51,17 +52,20 @@ def coverage(context: Context) -> Iterator[Finding]:
         return
     low, high = found.interval
     yield remark(file, "COVERED", "messages", f"{found.share:.1%} [{low:.1%}, {high:.1%}] of {len(production)} production inputs have near training examples "
-                 f"(p {found.p_value:.2g} that this is chance)", f"less than {MIN_UNCOVERED:.0%} not covered", "annotate the uncovered ones below, the first first", "production")  # fmt: skip
+                 f"(p {found.p_value:.2g} that this is chance)", f"less than {MIN_UNCOVERED:.0%} not covered",
+                 "annotate the uncovered ones below, the first first", "production")  # fmt: skip
     for cluster in found.clusters[:SHOWN_CLUSTERS] if found.is_short else ():
         medoid = production[cluster.medoid]
         yield finding(medoid, "UNCOVERED", "messages",
-                      f"{len(cluster.rows)} production inputs ({len(cluster.rows) / len(production):.1%}) like {masked_quote(medoid.question, 80)} have no near training example",
+                      f"{len(cluster.rows)} production inputs ({len(cluster.rows) / len(production):.1%}) like {masked_quote(medoid.question, 80)} have no "
+                      f"near training example",
                       "a training example near every production input", "collect or annotate some of these")  # fmt: skip
     for region in regions(ours, theirs):
         if region.interval[0] > OFTEN:
             example = train[int(region.rows[0])]
             yield finding(example, "OVER_REPRESENTED", "messages",
-                          f"records like {masked_quote(example.question, 80)} are {region.ratio:.1f} times as frequent in train ({region.in_train}) as in production ({region.in_production})",
+                          f"records like {masked_quote(example.question, 80)} are {region.ratio:.1f} times as frequent in train ({region.in_train}) as in "
+                          f"production ({region.in_production})",
                           "shares like those of production", "nothing if it is meant; else keep fewer of them (tuner select)")  # fmt: skip
 
 
@@ -79,7 +83,8 @@ def redundancy(context: Context) -> Iterator[Finding]:
         low, high = found.interval
         yield remark(context.file("train"), "REDUNDANT", "messages",
                      f"{found.share:.0%} [{low:.0%}, {high:.0%}] of train asks nearly what an earlier record asks (cosine {REDUNDANT} or more)",
-                     "records that teach something new", f"try `tuner select` with about {round(len(train) * (1 - found.share), -1)} records", "train")  # fmt: skip
+                     "records that teach something new", f"try `tuner select` with about {round(len(train) * (1 - found.share), -1)} records",
+                     "train")  # fmt: skip
 
 
 def drawn(records: list[Record], most: int) -> list[Record]:

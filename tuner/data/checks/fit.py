@@ -31,12 +31,14 @@ def wrong_answers(context: Context) -> Iterator[Finding]:
     fit = answer_fit(asked, said, answers, seed=0)
     if fit.is_unrelated:
         yield remark(context.file("train"), "UNRELATED", "completion", f"{fit.misfit_share:.0%} of the answers fit strangers' questions as well as their own",
-                     "answers to their questions", "nothing if answers are codes or names; else look whether a column was shifted or shuffled", "train")  # fmt: skip
+                     "answers to their questions", "nothing if answers are codes or names; else look whether a column was shifted or shuffled",
+                     "train")  # fmt: skip
         return
     for row, home in zip(fit.rows.tolist(), fit.homes.tolist(), strict=True):
         record, other = records[row], records[home]
         yield finding(record, "WRONG_ANSWER", "completion",
-                      f"{masked_quote(record.completion, 60)} to {masked_quote(record.question, 60)}; it seems to answer {other.where}: {masked_quote(other.question, 60)}",
+                      f"{masked_quote(record.completion, 60)} to {masked_quote(record.question, 60)}; it seems to answer {other.where}: "
+                      f"{masked_quote(other.question, 60)}",
                       "the answer to this question", "look at both records; exchange the answers back, or delete them")  # fmt: skip
 
 

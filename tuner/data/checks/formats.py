@@ -13,9 +13,9 @@ import numpy as np
 from tuner.data.findings import Check, Finding, finding, remark
 from tuner.data.language import LANGUAGES
 from tuner.data.measure import Context
+from tuner.data.personal import masked_quote
 from tuner.data.record import Record
 from tuner.data.shingles import words
-from tuner.data.personal import masked_quote
 
 HABIT = 0.9  # share of a split from which the rest are exceptions
 ENOUGH = 20  # records from which a habit can be told
@@ -31,14 +31,16 @@ def system_prompts(context: Context) -> Iterator[Finding]:
         common, count = systems.most_common(1)[0]
         if count < HABIT * len(among):
             if len(systems) <= 20:
-                yield remark(context.file(split), "SYSTEM_PROMPTS", "system", f"{len(systems)} system prompts, the commonest on {count / len(among):.0%} of {split}",
+                yield remark(context.file(split), "SYSTEM_PROMPTS", "system",
+                             f"{len(systems)} system prompts, the commonest on {count / len(among):.0%} of {split}",
                              "one system prompt, or as many as production uses", "make them one, unless production sends them all", split)  # fmt: skip
             continue
         for i in among:
             own = _system(context.records[i])
             if own != common:
                 yield finding(context.records[i], "SYSTEM_PROMPT", "system", "no system prompt" if own is None else masked_quote(own, 60),
-                              f"{'none' if common is None else masked_quote(common, 60)}, as on {count} of {len(among)} records", "use the same system prompt")  # fmt: skip
+                              f"{'none' if common is None else masked_quote(common, 60)}, as on {count} of {len(among)} records",
+                              "use the same system prompt")  # fmt: skip
 
 
 def _system(record: Record) -> str | None:
@@ -66,7 +68,7 @@ def answer_formats(context: Context) -> Iterator[Finding]:
 
 def _looks_like_json(text: str) -> bool:
     inner = text.strip()
-    return len(inner) > 1 and (inner[0] + inner[-1]) in ("{}", "[]") and (inner[0] == "{" and (inner == "{}" or '"' in inner) or inner[1:2] in '{["')
+    return len(inner) > 1 and (inner[0] + inner[-1]) in ("{}", "[]") and ((inner[0] == "{" and (inner == "{}" or '"' in inner)) or inner[1:2] in '{["')
 
 
 def languages(context: Context) -> Iterator[Finding]:
@@ -81,7 +83,8 @@ def languages(context: Context) -> Iterator[Finding]:
         expected = wanted or ({common} if count >= HABIT * told.total() else set())
         if not expected and told.total() >= ENOUGH:
             shares = ", ".join(f"{LANGUAGES[code]} {n / told.total():.0%}" for code, n in told.most_common(6))
-            yield remark(context.file(split), "LANGUAGES", "messages", f"{split} is in {shares}", "data.languages", "name the languages you expect in data.languages",
+            yield remark(context.file(split), "LANGUAGES", "messages", f"{split} is in {shares}", "data.languages",
+                         "name the languages you expect in data.languages",
                          split)  # fmt: skip
         names = ", ".join(LANGUAGES[code] for code in sorted(expected))
         for place in np.flatnonzero((codes > 0) & ~np.isin(codes, list(expected))).tolist() if expected else ():
@@ -92,10 +95,11 @@ def languages(context: Context) -> Iterator[Finding]:
                           "delete it, translate it, or add the language to data.languages")  # fmt: skip
 
 
-_ENGLISH = frozenset(
-    "the a an of to in and or is are was were be what which who how why when where do does did can could would should will i you he she it we they "
-    "me my your his her its our their this that these those for with from on at by as not no if give list name tell find some any have has had".split()
+_ENGLISH_WORDS = (
+    "the a an of to in and or is are was were be what which who how why when where do does did can could would should will i you he she it we they me my "
+    "your his her its our their this that these those for with from on at by as not no if give list name tell find some any have has had"
 )
+_ENGLISH = frozenset(_ENGLISH_WORDS.split())
 
 
 def _could_be_english(record: Record) -> bool:
@@ -112,7 +116,8 @@ def unused_columns(context: Context) -> Iterator[Finding]:
         unused = Counter(name for i in among for name, value in context.records[i].extra.items() if value is not None)
         for name, count in unused.items():
             if name not in known:
-                yield remark(context.file(split), "TOOLS" if name == "tools" else "UNUSED", masked_quote(name, 40), f"a value on {count} of {len(among)} records of {split}",
+                yield remark(context.file(split), "TOOLS" if name == "tools" else "UNUSED", masked_quote(name, 40),
+                             f"a value on {count} of {len(among)} records of {split}",
                              "columns the recipe uses", "nothing is needed if the model does not need it; else put it into the prompt", split)  # fmt: skip
 
 

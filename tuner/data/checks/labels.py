@@ -16,8 +16,8 @@ from tuner.data.embedding import MAX_UNKNOWN, available, static_encoder
 from tuner.data.findings import Check, Finding, finding, remark
 from tuner.data.label_noise import suspects
 from tuner.data.measure import Context
-from tuner.data.record import Record
 from tuner.data.personal import masked_quote
+from tuner.data.record import Record
 
 FEW = 5  # records of a label below which it is rare
 SHARP = 50  # times as many records of the commonest label as of the rarest
@@ -32,12 +32,15 @@ def rare_labels(context: Context) -> Iterator[Finding]:
     counts, first = _labels(context, "train")
     for label, count in counts.items():
         if count < FEW:
-            yield finding(first[label], "ONCE" if count == 1 else "RARE", "completion", f"label {masked_quote(label, 40)} on {count} of {counts.total()} train records",
+            yield finding(first[label], "ONCE" if count == 1 else "RARE", "completion",
+                          f"label {masked_quote(label, 40)} on {count} of {counts.total()} train records",
                           f"at least {FEW} records a label", "collect more, or merge it with another label")  # fmt: skip
     if counts and max(counts.values()) >= SHARP * min(counts.values()):
         (common, most), (rare, least) = counts.most_common()[0], counts.most_common()[-1]
-        yield remark(context.file("train"), "IMBALANCE", "completion", f"{masked_quote(common, 40)} on {most} train records, {masked_quote(rare, 40)} on {least}",
-                     f"less than {SHARP} times as many of one as of another", "collect more of the rare ones; read each label's score in the report", "train")  # fmt: skip
+        yield remark(context.file("train"), "IMBALANCE", "completion",
+                     f"{masked_quote(common, 40)} on {most} train records, {masked_quote(rare, 40)} on {least}",
+                     f"less than {SHARP} times as many of one as of another", "collect more of the rare ones; read each label's score in the report",
+                     "train")  # fmt: skip
 
 
 def similar_labels(context: Context) -> Iterator[Finding]:
@@ -96,7 +99,8 @@ def unseen_label(context: Context) -> Iterator[Finding]:
         counts, first = _labels(context, split)
         for label in counts:
             if label not in known:
-                yield finding(first[label], "UNSEEN_LABEL", "completion", f"{masked_quote(label, 60)} on {counts[label]} records of {split}", "labels that occur in train",
+                yield finding(first[label], "UNSEEN_LABEL", "completion", f"{masked_quote(label, 60)} on {counts[label]} records of {split}",
+                              "labels that occur in train",
                               "add training records with this label, or leave it out of the suite")  # fmt: skip
 
 
@@ -118,7 +122,8 @@ def suspect_labels(context: Context) -> Iterator[Finding]:
     for rank, row in enumerate(judged.rows.tolist()):
         record = records[row]
         yield finding(record, "SUSPECT_LABEL", "completion",
-                      f"{masked_quote(record.completion, 40)} on {masked_quote(record.question, 80)}; the other records say {masked_quote(judged.predicted[rank], 40)} "
+                      f"{masked_quote(record.completion, 40)} on {masked_quote(record.question, 80)}; the other records say "
+                      f"{masked_quote(judged.predicted[rank], 40)} "
                       f"(right on {judged.agreement[rank]:.0%} of those predicted alike)",
                       "the label that alike records carry", "look at it; correct the label if it is wrong")  # fmt: skip
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from tuner.data.findings import Check, Finding, Scene, finding
 from tuner.data.language import script_of
-from tuner.data.record import Record
 from tuner.data.personal import masked_quote
+from tuner.data.record import Record
 
 _CYRILLIC_TWINS = "асеорхуіјѕһԁԛԝАВЕЅІЈКМНОРСТХУҮЗ"  # look like Latin letters
 _GREEK_TWINS = "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧνοϲι"

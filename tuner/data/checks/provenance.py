@@ -12,14 +12,15 @@ from typing import get_args
 
 from tuner.data.findings import Check, Finding, finding, remark
 from tuner.data.measure import Context
+from tuner.data.personal import masked_quote
 from tuner.data.record import Record
 from tuner.data.spec import Origin
 from tuner.data.templateness import WARN, template_likeness
-from tuner.data.personal import masked_quote
 
 _DATE = re.compile(r"\b((?:19|20)\d\d)-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])\b")
 _AS_OF = re.compile(
-    r"(?i)\b(?:as of|updated(?: on)?|last updated|currently \(|valid (?:until|till|through)|effective)\s*:?\s*(?:in\s+)?(?:[a-z]+\.?\s+)?(?:\d{1,2},?\s+)?((?:19|20)\d\d)\b"
+    r"(?i)\b(?:as of|updated(?: on)?|last updated|currently \(|valid (?:until|till|through)|effective)\s*:?\s*"
+    r"(?:in\s+)?(?:[a-z]+\.?\s+)?(?:\d{1,2},?\s+)?((?:19|20)\d\d)\b"
 )
 ENOUGH = 50  # answers from which a template can be told
 
@@ -31,7 +32,8 @@ def synthetic_grades(context: Context) -> Iterator[Finding]:
         synthetic = [context.records[i] for i in context.ranges[split] if _source(context, context.records[i]) == "synthetic"]
         if real:
             for record in synthetic:
-                yield finding(record, "SYNTHETIC_GRADES", "source", f"a synthetic record in {split}, while production records exist", "graded records that are real",
+                yield finding(record, "SYNTHETIC_GRADES", "source", f"a synthetic record in {split}, while production records exist",
+                              "graded records that are real",
                               "grade on production or human records; keep synthetic ones in train")  # fmt: skip
         elif synthetic:
             share = len(synthetic) / len(context.ranges[split])
@@ -53,8 +55,10 @@ def templates(context: Context) -> Iterator[Finding]:
         if found.level in ("warn", "strong"):
             level = "strongly" if found.level == "strong" else "somewhat"
             yield remark(context.file("train"), "TEMPLATE", "completion",
-                         f"{name} completions of train compress {found.gzip_ratio:.1f} times: {level} like a template ({found.common_six:.0%} of their words stand in common phrases)",
-                         f"free text compresses 2.5 to 3 times; less than {WARN:g}", "vary them, unless production answers are as uniform", "train")  # fmt: skip
+                         f"{name} completions of train compress {found.gzip_ratio:.1f} times: {level} like a template ({found.common_six:.0%} of their "
+                         f"words stand in common phrases)",
+                         f"free text compresses 2.5 to 3 times; less than {WARN:g}", "vary them, unless production answers are as uniform",
+                         "train")  # fmt: skip
     if "synthetic" in told:
         share = len(parts["synthetic"]) / len(records)
         yield remark(
@@ -77,7 +81,8 @@ def stale(context: Context) -> Iterator[Finding]:
             yield finding(record, "STALE", "as_of", f"as of {as_of}", f"{horizon} or later (data.fresh_since)", "renew the answer, or delete the record")
         text = record.completion
         if horizon is not None and (said := _AS_OF.search(text)) and int(said[1]) < horizon.year:
-            yield finding(record, "STALE_TEXT", "completion", masked_quote(text[max(said.start() - 20, 0) : said.end() + 10], 60), f"facts of {horizon} or later (data.fresh_since)",
+            yield finding(record, "STALE_TEXT", "completion", masked_quote(text[max(said.start() - 20, 0) : said.end() + 10], 60),
+                          f"facts of {horizon} or later (data.fresh_since)",
                           "renew the answer, or delete the record")  # fmt: skip
         if as_of is not None and (later := next((d for d in map(_date, _DATE.finditer(text)) if d is not None and d > as_of), None)):
             yield finding(record, "LATER_DATE", "completion", f"the date {later}, in a record as of {as_of}", "dates up to as_of", "correct as_of, or the date")

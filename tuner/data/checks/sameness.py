@@ -13,12 +13,12 @@ import numpy as np
 from tuner.data.disagree import Answer, disagreement
 from tuner.data.findings import Check, Finding, finding
 from tuner.data.measure import Context, positions_by
-from tuner.data.near import COPY, gives_away
+from tuner.data.near import COPY
+from tuner.data.personal import hide, masked_quote
 from tuner.data.record import Record, normalised
 from tuner.data.shingles import Hashes, difference, grams, hashed_words, jaccard, shingle_set, words
 from tuner.data.splits import OOD
 from tuner.data.workers import spread
-from tuner.data.personal import hide, masked_quote
 
 LEAK_WORDS, GRADE_WORDS = 13, 8  # a run of 13 words is no accident; the share of runs of 8 says how much of an item leaked
 MOST_SHARED = 0.5  # share of an item's runs of 8 words that may stand in one train record
@@ -118,7 +118,8 @@ def contradictions(context: Context) -> Iterator[Finding]:
                 yield finding(record, code, "completion",
                               f"{len(answers)} answers to {asked}{f' ({about})' if about else ''}: {table}",
                               f"one answer a prompt ({why})",
-                              "keep the right one; set data.references: many if all are; or data.checks.contradictions: drop to leave out all of them")  # fmt: skip
+                              "keep the right one; set data.references: many if all are; or data.checks.contradictions: drop to leave out all of "
+                              "them")  # fmt: skip
 
 
 def _disagreeing(answers: dict[str, list[Record]]) -> dict[str, str]:
@@ -194,12 +195,13 @@ def near_overlap(context: Context) -> Iterator[Finding]:
     reported: set[int] = set()
     for members in context.near.clusters.values():
         ours = {m: _set(context, m) for m in [m for m in members if "train" in sharers[m]][:MOST_IN_CLUSTER]}
+        said: dict[int, frozenset[str]] = {}  # completions of this cluster's train records, as shingles
         for member in (m for m in members if int(context.measures.prompt[m]) not in prompts):
             own = _set(context, member)
             close = [m for m, theirs in ours.items() if jaccard(own, theirs) >= COPY]
             close = [p for m in sorted({*close, *partners[member]}) for p in sharers[m]["train"][:MOST_OF_PROMPT]]
             for split, positions in sharers[member].items():
-                for given, graded in _leaked(context, [p for p in close if p not in reported], positions[:MOST_OF_PROMPT]):
+                for given, graded in _leaked(context, [p for p in close if p not in reported], positions[:MOST_OF_PROMPT], said):
                     record, twin = context.records[given], context.records[graded]
                     reported.add(given)
                     yield finding(record, "NEAR_OVERLAP", "prompt",
@@ -219,11 +221,15 @@ def _partners(context: Context) -> dict[int, list[int]]:
     return partners
 
 
-def _leaked(context: Context, train: Sequence[int], graded: Sequence[int]) -> Iterator[tuple[int, int]]:
+def _leaked(context: Context, train: Sequence[int], graded: Sequence[int], said: dict[int, frozenset[str]]) -> Iterator[tuple[int, int]]:
     """Each record of train whose completion gives a graded one away, with the first such."""
     wanted = [(position, shingle_set(context.records[position].completion)) for position in graded]
     for position in train:
-        own = shingle_set(context.records[position].completion)
+        own = said.get(position)
+        if own is None:
+            if len(said) > 20_000:
+                said.clear()
+            own = said[position] = shingle_set(context.records[position].completion)
         found = next((p for p, theirs in wanted if jaccard(own, theirs) >= COPY), None)
         if found is not None:
             yield position, found

@@ -18,8 +18,8 @@ from ftfy import fix_encoding
 from ftfy.badness import is_bad
 
 from tuner.data.findings import Check, Finding, Scene, finding
-from tuner.data.record import Record
 from tuner.data.personal import masked_quote
+from tuner.data.record import Record
 
 _UNSEEN = {"Cc", "Cf", "Zs", "Zl", "Zp"}
 _BLANK_LETTERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe0e\ufe0f"  # letters and marks that draw nothing
