@@ -269,7 +269,7 @@ def version() -> None:
 
 @app.command()
 def show(
-    what: Annotated[str, typer.Argument(help="recipe, checks, metrics, bases, methods, or an adapter as NAME[@VERSION]", show_default=False)],
+    what: Annotated[str, typer.Argument(help="recipe, checks, metrics, bases, methods, personal, or an adapter as NAME[@VERSION]", show_default=False)],
     recipe: Annotated[Path | None, typer.Argument(help="with `recipe`: the file", show_default=False)] = None,
     overrides: Overrides = None, profile: Profile = None, store: Store = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -335,7 +335,20 @@ def _methods() -> Iterator[tuple[str, str]]:
         yield name, method.what
 
 
-TABLES: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {"checks": _checks, "metrics": _metrics, "bases": _bases, "methods": _methods}
+def _personal() -> Iterator[tuple[str, str]]:
+    from tuner.data.personal import KINDS
+
+    for name, kind in KINDS.items():
+        yield name, f"{kind.what}  [{kind.group}]"
+
+
+TABLES: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
+    "checks": _checks,
+    "metrics": _metrics,
+    "bases": _bases,
+    "methods": _methods,
+    "personal": _personal,
+}
 
 
 # --- reading what the user gave ------------------------------------------------------------------------------------

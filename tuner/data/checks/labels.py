@@ -29,11 +29,12 @@ def rare_labels(context: Context) -> Iterator[Finding]:
     """A label that occurs once in train, or fewer than five times; and how unevenly labels are spread."""
     if context.task != "label":
         return
-    counts, first = _labels(context, "train")
-    for label, count in counts.items():
+    counts, _ = _labels(context, "train")
+    for record in (context.records[i] for i in context.ranges.get("train", range(0))):
+        count = counts[record.completion]
         if count < FEW:
-            yield finding(first[label], "ONCE" if count == 1 else "RARE", "completion",
-                          f"label {masked_quote(label, 40)} on {count} of {counts.total()} train records",
+            yield finding(record, "ONCE" if count == 1 else "RARE", "completion",
+                          f"label {masked_quote(record.completion, 40)} on {count} of {counts.total()} train records",
                           f"at least {FEW} records a label", "collect more, or merge it with another label")  # fmt: skip
     if counts and max(counts.values()) >= SHARP * min(counts.values()):
         (common, most), (rare, least) = counts.most_common()[0], counts.most_common()[-1]
@@ -95,12 +96,12 @@ def unseen_label(context: Context) -> Iterator[Finding]:
     if context.task != "label":
         return
     known = set(_labels(context, "train")[0])
-    for split in context.ranges:
-        counts, first = _labels(context, split)
-        for label in counts:
-            if label not in known:
-                yield finding(first[label], "UNSEEN_LABEL", "completion", f"{masked_quote(label, 60)} on {counts[label]} records of {split}",
-                              "labels that occur in train",
+    for split, among in context.ranges.items():
+        counts, _ = _labels(context, split)
+        for record in (context.records[i] for i in among):
+            if record.completion not in known:
+                yield finding(record, "UNSEEN_LABEL", "completion",
+                              f"{masked_quote(record.completion, 60)} on {counts[record.completion]} records of {split}", "labels that occur in train",
                               "add training records with this label, or leave it out of the suite")  # fmt: skip
 
 
