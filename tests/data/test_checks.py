@@ -20,7 +20,7 @@ from tuner.errors import Refusal
 
 SAMPLES = all_samples()
 # Their findings show one record for many (a label's first, the middle of a cluster), and drop takes that one alone.
-SHOW_ONE_FOR_MANY = {"rare_labels", "similar_labels", "unseen_label", "coverage"}
+SHOW_ONE_FOR_MANY = {"similar_labels", "coverage"}
 EACH_SAMPLE = [pytest.param(name, sample, id=f"{name}-{number}") for name, of in sorted(SAMPLES.items()) for number, sample in enumerate(of, 1)]
 NASTY = "\x1b[2J\u202e\x9b\u200b\n"
 

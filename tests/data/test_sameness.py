@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, jsonl
+from tests.conftest import ROOT
 from tests.conftest import SAMPLES as FOLDER
 from tests.data.samples import Row, Sample, chat, count_words, examined, pair, places, written
 from tuner.data import shingles
@@ -474,4 +474,3 @@ def test_near_overlap_finds_a_leak_in_a_cluster_of_hundreds(tmp_path: Path) -> N
     ]
     print(f"{len(findings)} of {len(close)} near overlaps found")
     assert len(findings) == len(close) == 50
-    jsonl(tmp_path / "unused.jsonl", [])

@@ -277,9 +277,21 @@ def test_personal_data_never_appears_raw_wherever_it_stands(tmp_path: Path) -> N
         folder.mkdir()
         for actions in ("", "  checks:\n    exact_duplicates: drop\n    contradictions: drop\n    personal_data: drop\n    secrets: drop\n"):
             source = data_page(*checked_files(folder, {"train": train, "held_out": train[:40], "production": production}, actions, task))
-            text = Page(source).text()
+            text = Page(re.sub("</?mark>", "", source)).text(" ")  # marks part words, cells do not
             assert [t for t in [*PERSONAL, *TRACES] if t in source or t in text] == []
             assert "j…@…" in text or actions
+
+
+@pytest.mark.parametrize("action", ["warn", "drop"])
+def test_words_in_which_near_copies_differ_are_not_told_where_they_may_be_parts_of_a_value(tmp_path: Path, action: str) -> None:
+    words = (
+        "please send the paper for my new order to {} by next week and tell me what became of it and of all the other papers that I sent you in the same box"
+    )
+    rows = [{"prompt": words.format(value), "completion": "open the door"} for value in (*PERSONAL, "jane.roe@corp-sued.de", "Mallory Miller")]
+    checked, report = checked_files(tmp_path, {"train": rows}, f"  checks:\n    near_duplicates: {action}\n    secrets: warn\n")
+    assert sum(f.check == "near_duplicates" for f in checked.findings) >= 2
+    source = data_page(checked, report)
+    assert [t for t in [*PERSONAL, *TRACES, "corp", "sued", "jane"] if t in source] == []
 
 
 def test_text_is_masked_before_it_is_cut() -> None:

@@ -107,7 +107,8 @@ class _Owner:
         if number is None:
             return said(found, known=False)
         first = self.groups[number].findings[0]
-        return self._told(first, self._record(first))
+        record = self._record(first)
+        return self._told(first, record, self._other(first, record))
 
     def _files(self) -> View:
         files = self.report["files"]
@@ -264,11 +265,15 @@ class _Owner:
         own = values_in(m.text for r in records for m in r.messages)
         return said(text, [*own, *self._general_values], [f"{r.file}:{r.line}" for r in records], known)
 
-    def _told(self, f: Finding, record: Record | None, other: Record | None = None, found: str | None = None) -> str:
-        """What a finding says it found. The masks of personal data and secrets are its own."""
-        found = f.found if found is None else found
+    def _told(self, f: Finding, record: Record | None, other: Record | None) -> str:
+        """What a finding says it found. The masks of personal data and secrets are its own.
+
+        The words in which two records differ are left out: they may be pieces of a value that no longer look like one. Where both
+        records are kept they are marked in the texts instead.
+        """
         if f.check in ("personal_data", "secrets"):
-            return said(found)
+            return said(f.found)
+        found = f.found if record is not None and other is None else f.found.partition("; differs in:")[0].partition("; the prompts differ in:")[0]
         return self._said(found, [r for r in (record, other) if r is not None], known=record is not None or not f.line)
 
     def _record(self, f: Finding) -> Record | None:
@@ -305,12 +310,9 @@ class _Owner:
         """One finding with its record's text beside it; where it names another record, with that one too and what differs."""
         record = self._record(f)
         other = self._other(f, record)
-        found = f.found
-        if other is not None:
-            found = found.partition("; differs in:")[0].partition("; the prompts differ in:")[0]
         records = [r for r in (record, other) if r is not None]
         told: View = {
-            "where": f.where, "split": f.split, "field": f.field, "found": self._told(f, record, other, found),
+            "where": f.where, "split": f.split, "field": f.field, "found": self._told(f, record, other),
             "accepted": self._said(f.accepted, records, known=bool(records)), "fix": said(f.fix), "pair": None, "parts": [], "why_not": "", "masked": False,
         }  # fmt: skip
         if record is None:

@@ -92,15 +92,11 @@ def places(findings: Iterable[Finding]) -> list[Place]:
     return sorted((f.split, f.line, f.code) for f in findings)
 
 
-def _collected() -> dict[str, list[Sample]]:
+def all_samples() -> dict[str, list[Sample]]:
+    """The samples of every check, from all modules of this folder."""
     samples: dict[str, list[Sample]] = {}
     for module in pkgutil.iter_modules(__path__):
         for name, of in import_module(f"{__name__}.{module.name}").SAMPLES.items():
             assert name not in samples, f"{name} has samples in two modules"
             samples[name] = of
     return samples
-
-
-def all_samples() -> dict[str, list[Sample]]:
-    """The samples of every check, from all modules of this folder."""
-    return _collected()

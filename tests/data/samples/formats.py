@@ -13,6 +13,11 @@ def spoken(system: str | None, count: int, start: int = 0) -> list[Row]:
     return [chat(*turns, ("user", f"question {i}"), ("assistant", "x")) for i in range(start, start + count)]
 
 
+def tagged(count: int) -> list[Row]:
+    """A tag a word."""
+    return [pair(f"send parcel {i} to" + " my" * (i % 3) + " town", "O O B-id O" + " O" * (i % 3) + " B-place") for i in range(count)]
+
+
 SAMPLES: dict[str, list[Sample]] = {
     "system_prompts": [
         Sample({"train": [*spoken("Be short.", 30), *spoken("Be long.", 1, 30), *spoken(None, 1, 31)]},
@@ -25,6 +30,10 @@ SAMPLES: dict[str, list[Sample]] = {
                 "held_out": [*(pair(f"question {i}", '{"a": 2}') for i in range(30)), pair("list it", "here you are")]},
                [("train", 31, "JSON"), ("held_out", 31, "PROSE")],
                {"train": [pair(f"question {i}", '{"a": 1}' if i % 2 else "[sic] an answer in prose") for i in range(30)]}),
+    ],
+    "token_tags": [
+        Sample({"train": [*tagged(40), pair("send it to me", "O O O"), pair("yes", "O O")]}, [("train", 41, "MISALIGNED"), ("train", 42, "MISALIGNED")],
+               {"train": tagged(40), "held_out": [pair("send it to me", "a short answer")] * 30}),
     ],
     "languages": [
         Sample({"train": [*(pair(f"question {i}", ENGLISH) for i in range(30)), pair("frage", GERMAN)], "held_out": [pair("frage", GERMAN)] * 2},

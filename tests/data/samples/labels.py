@@ -28,7 +28,7 @@ def with_wrong_labels(lines: list[int]) -> list[Row]:
 
 SAMPLES: dict[str, list[Sample]] = {
     "rare_labels": [
-        Sample({"train": labelled(red=9, blue=4, green=1)}, [("train", 10, "RARE"), ("train", 14, "ONCE")],
+        Sample({"train": labelled(red=9, blue=4, green=1)}, [*(("train", line, "RARE") for line in range(10, 14)), ("train", 14, "ONCE")],
                {"train": labelled(red=9, blue=5)}, {"task": "label"}),
         Sample({"train": labelled(red=500, blue=10)}, [("train", 0, "IMBALANCE")], {"train": labelled(red=490, blue=10)}, {"task": "label"}),
     ],
@@ -39,7 +39,7 @@ SAMPLES: dict[str, list[Sample]] = {
     ],
     "unseen_label": [
         Sample({"train": [pair("a", "x"), pair("b", "y")], "held_out": [pair("c", "x"), pair("d", "new"), pair("e", "new")], "ood.far": [pair("f", "new")]},
-               [("held_out", 2, "UNSEEN_LABEL"), ("ood.far", 1, "UNSEEN_LABEL")],
+               [("held_out", 2, "UNSEEN_LABEL"), ("held_out", 3, "UNSEEN_LABEL"), ("ood.far", 1, "UNSEEN_LABEL")],
                {"train": [pair("a", "x"), pair("b", "y")], "held_out": [pair("c", "y")]}, {"task": "label"}),
     ],
     "suspect_labels": [

@@ -71,6 +71,28 @@ def _looks_like_json(text: str) -> bool:
     return len(inner) > 1 and (inner[0] + inner[-1]) in ("{}", "[]") and ((inner[0] == "{" and (inner == "{}" or '"' in inner)) or inner[1:2] in '{["')
 
 
+def token_tags(context: Context) -> Iterator[Finding]:
+    """A completion whose tags do not number the words of its prompt, where nearly all of the split have one tag a word."""
+    for split, among in context.ranges.items():
+        if len(among) < ENOUGH:
+            continue
+        asked = np.fromiter((len(context.records[i].question.split()) for i in among), dtype=np.int64, count=len(among))
+        tagged = np.fromiter((len(context.records[i].completion.split()) for i in among), dtype=np.int64, count=len(among))
+        longer = asked > 2
+        if longer.sum() < ENOUGH or float((asked == tagged)[longer].mean()) < HABIT or _has_sentences(context, among):
+            continue
+        for place in np.flatnonzero(asked != tagged).tolist():
+            yield finding(context.records[among[place]], "MISALIGNED", "completion", f"{tagged[place]} tags for {asked[place]} words",
+                          f"one tag a word, as on nearly all records of {split}", "mend the tags, or delete the record")  # fmt: skip
+
+
+def _has_sentences(context: Context, among: range) -> bool:
+    """Whether completions are words of their own rather than tags out of a small set."""
+    step = max(len(among) // 2000, 1)
+    found = [w for i in among[::step] for w in context.records[i].completion.split()]
+    return len(set(found)) > max(200, len(found) // 20)
+
+
 def languages(context: Context) -> Iterator[Finding]:
     """A record in another language than the recipe expects, or than nearly all of its split where the recipe expects none."""
     wanted = {LANGUAGES.index(code) for code in context.scene.spec.languages if code in LANGUAGES}
@@ -124,6 +146,7 @@ def unused_columns(context: Context) -> Iterator[Finding]:
 FORMATS: dict[str, Check] = {
     "system_prompts": Check("another system prompt than nearly all records of the split", "warn", whole=system_prompts),
     "answer_formats": Check("JSON among prose answers, or prose among JSON", "warn", whole=answer_formats),
+    "token_tags": Check("another number of tags than words, where nearly all records of the split have one tag a word", "refuse", whole=token_tags),
     "languages": Check("another language than data.languages, or than nearly all records of the split", "warn", whole=languages),
     "unused_columns": Check("columns that nothing uses", "warn", whole=unused_columns),
 }

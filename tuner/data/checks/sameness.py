@@ -13,7 +13,7 @@ import numpy as np
 from tuner.data.disagree import Answer, disagreement
 from tuner.data.findings import Check, Finding, finding
 from tuner.data.measure import Context, positions_by
-from tuner.data.near import COPY
+from tuner.data.near import COPY, gives_away
 from tuner.data.personal import hide, masked_quote
 from tuner.data.record import Record, normalised
 from tuner.data.shingles import Hashes, difference, grams, hashed_words, jaccard, shingle_set, words
@@ -187,52 +187,26 @@ def overlap(context: Context) -> Iterator[Finding]:
 
 
 def near_overlap(context: Context) -> Iterator[Finding]:
-    """A train prompt that is a graded one but for a few words, with nearly the same completion. Exact ones are `overlap`."""
+    """A train prompt that is a graded one but for a few words, with nearly the same completion: a finding for each such train record."""
     train = context.ranges.get("train", range(0))
     prompts = set(np.unique(context.measures.prompt[train.start : train.stop]).tolist())
     sharers = _sharers(context)
-    partners = _partners(context)
     reported: set[int] = set()
     for members in context.near.clusters.values():
-        ours = {m: _set(context, m) for m in [m for m in members if "train" in sharers[m]][:MOST_IN_CLUSTER]}
-        said: dict[int, frozenset[str]] = {}  # completions of this cluster's train records, as shingles
+        ours = [m for m in members if "train" in sharers[m]][:MOST_IN_GROUP]
         for member in (m for m in members if int(context.measures.prompt[m]) not in prompts):
-            own = _set(context, member)
-            close = [m for m, theirs in ours.items() if jaccard(own, theirs) >= COPY]
-            close = [p for m in sorted({*close, *partners[member]}) for p in sharers[m]["train"][:MOST_OF_PROMPT]]
+            copies = [p for m in ours if jaccard(_set(context, member), _set(context, m)) >= COPY for p in sharers[m]["train"] if p not in reported]
             for split, positions in sharers[member].items():
-                for given, graded in _leaked(context, [p for p in close if p not in reported], positions[:MOST_OF_PROMPT], said):
-                    record, twin = context.records[given], context.records[graded]
-                    reported.add(given)
+                for position in (p for p in copies if p not in reported):
+                    record = context.records[position]
+                    twin = next((t for t in (context.records[i] for i in positions[:20]) if gives_away(record.completion, t.completion)), None)
+                    if twin is None:
+                        continue
+                    reported.add(position)
                     yield finding(record, "NEAR_OVERLAP", "prompt",
                                   f"nearly the same prompt in train ({record.where}) and {split} ({twin.where}), and nearly the same completion; the prompts "
-                                  f"differ in: {masked_quote(difference(record.question, twin.question), 100)}",
+                                  f"differ in: {masked_quote(difference(hide(record.question), hide(twin.question)), 100)}",
                                   "graded prompts that train has not seen", f"delete {record.where}, or set data.checks.near_overlap: drop")  # fmt: skip
-
-
-def _partners(context: Context) -> dict[int, list[int]]:
-    """For every prompt: those that are this one but for a few words, as far as they stood next to it in a bucket."""
-    partners: dict[int, list[int]] = defaultdict(list)
-    near = context.near
-    for one, other, similarity in zip(near.first.tolist(), near.second.tolist(), near.jaccard.tolist(), strict=True):
-        if similarity >= COPY:
-            partners[one].append(other)
-            partners[other].append(one)
-    return partners
-
-
-def _leaked(context: Context, train: Sequence[int], graded: Sequence[int], said: dict[int, frozenset[str]]) -> Iterator[tuple[int, int]]:
-    """Each record of train whose completion gives a graded one away, with the first such."""
-    wanted = [(position, shingle_set(context.records[position].completion)) for position in graded]
-    for position in train:
-        own = said.get(position)
-        if own is None:
-            if len(said) > 20_000:
-                said.clear()
-            own = said[position] = shingle_set(context.records[position].completion)
-        found = next((p for p, theirs in wanted if jaccard(own, theirs) >= COPY), None)
-        if found is not None:
-            yield position, found
 
 
 def _set(context: Context, position: int) -> frozenset[str]:
