@@ -187,6 +187,11 @@ BY_CHECK: dict[str, Words] = {
     "echo": Words("Answers that only repeat the question", "The model learns to repeat.", "Write the answers, or delete the records."),
     "repetition": Words("Answers that say one thing over and over", "The model learns to go round in circles.", "Cut the repetition."),
     "wrong_answers": Words("Answers that seem to belong to another question", "Often a column that slipped by one row.", "Compare with the rows around it."),
+    "token_tags": Words(
+        "A list of tags that is longer or shorter than its words",
+        "From the slip on, every word is taught the wrong tag.",
+        "Count the tags against the words, and mend the list.",
+    ),
     "base_misfits": Words(
         "Answers that do not seem to follow from their question",
         "The base model finds the answer as unlikely with the question as without it.",
