@@ -171,3 +171,34 @@ def test_output_that_cannot_be_written_is_refused_before_the_work(recipe_file: C
     for words in (["check", "recipe.yaml", "--findings", "no/such/x.json"], ["answer", "x", "hi", "--output", "no/such/x.jsonl"]):
         process = tuner(*words, cwd=tmp_path)
         assert process.returncode == 2 and "cannot be written" in process.stderr and "Traceback" not in process.stderr
+
+
+def test_the_table_of_checks_in_the_readme_is_the_catalogue() -> None:
+    from tuner.data.checks import CHECKS
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = [f"| `{n}` | {c.what} | {c.default}{''.join(f'; {task}: {action}' for task, action in c.by_task.items())} |" for n, c in CHECKS.items()]
+    assert len(rows) >= 50
+    assert [row for row in rows if row not in readme] == []
+    assert readme.count("\n| `") >= len(rows)
+
+
+def test_bare_files_are_checked_without_a_recipe_and_data_keys_may_follow(tmp_path: Path) -> None:
+    rows = [{"asked": f"what is the colour of thing {i}", "said": "blue" if i % 2 else "red", "id": i} for i in range(30)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"asked": "x", "asked": "y", "said": "z"}\n', encoding="utf-8")
+    done = tuner("check", "a.jsonl", "data.train.columns={prompt: asked, completion: said}", "data.task=label", "--json", cwd=tmp_path)
+    report = json.loads(done.stdout)
+    assert done.returncode == 2 and report["files"][0]["read"] == 31 and report["files"][0]["rejected"] == 1 and report["files"][0]["kept"] == 30
+    assert [(f["check"], f["code"], f["line"]) for f in report["findings"] if f["severity"] == "error"] == [("unreadable", "DUPLICATE_KEY", 31)]
+    keys = {"check", "code", "severity", "file", "line", "record_id", "field", "found", "accepted", "fix", "split"}
+    assert report["findings"] and all(f.keys() == keys for f in report["findings"])
+    dropped = tuner("check", "a.jsonl", "data.train.columns={prompt: asked, completion: said}", "data.task=label", "data.checks.unreadable=drop", cwd=tmp_path)
+    assert dropped.returncode == 0 and "read 31 = kept 30 + dropped 0 + rejected 1" in dropped.stdout
+
+
+def test_a_date_in_a_recipe_is_read_as_one_and_other_forms_are_refused(recipe_file: Callable[..., Path]) -> None:
+    path = recipe_file()
+    assert tuner("show", "recipe", path, "data.fresh_since=2024-05-01").stdout.count('fresh_since: "2024-05-01"') == 1
+    for wrong in ("20240501", "2024-13-01", "yesterday", "1714521600"):
+        done = tuner("show", "recipe", path, f"data.fresh_since={wrong}")
+        assert done.returncode == 2 and "data.fresh_since" in done.stderr, wrong

@@ -19,8 +19,6 @@ from tuner.data.splits import read_splits
 from tuner.errors import Refusal
 
 SAMPLES = all_samples()
-# Their findings show one record for many (a label's first, the middle of a cluster), and drop takes that one alone.
-SHOW_ONE_FOR_MANY = {"similar_labels", "coverage"}
 EACH_SAMPLE = [pytest.param(name, sample, id=f"{name}-{number}") for name, of in sorted(SAMPLES.items()) for number, sample in enumerate(of, 1)]
 NASTY = "\x1b[2J\u202e\x9b\u200b\n"
 
@@ -46,8 +44,7 @@ def test_a_check_finds_its_fault_at_its_places_and_nothing_in_good_records(name:
     assert examined(name, sample, sample.clean, tmp_path).findings == []
 
 
-@pytest.mark.parametrize("action", get_args(Action))
-@pytest.mark.parametrize(("name", "sample"), EACH_SAMPLE)
+@pytest.mark.parametrize(("name", "sample", "action"), [(*p.values, action) for p in EACH_SAMPLE for action in CHECKS[str(p.values[0])].actions])
 def test_an_action_sets_severity_and_only_drop_removes_records(name: str, sample: Sample, action: Action, tmp_path: Path) -> None:
     checked = examined(name, sample, sample.splits, tmp_path, action)
     expected = sorted(sample.expected) if action != "off" else []
@@ -83,10 +80,8 @@ def _assert_accounted(checked: Checked) -> None:
     assert context.split_of == [r.split for r in context.records]
 
 
-@pytest.mark.parametrize(("name", "sample"), EACH_SAMPLE)
-def test_what_drop_leaves_passes_the_same_check(name: str, sample: Sample, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if name in SHOW_ONE_FOR_MANY and any(line for _, line, _ in sample.expected):
-        request.applymarker(pytest.mark.xfail(strict=True, reason="drop leaves records with the same fault"))
+@pytest.mark.parametrize(("name", "sample"), [p for p in EACH_SAMPLE if "drop" in CHECKS[str(p.values[0])].actions])
+def test_what_drop_leaves_passes_the_same_check(name: str, sample: Sample, tmp_path: Path) -> None:
     kept = examined(name, sample, sample.splits, tmp_path, "drop").splits
     spec = DataSpec.model_validate({"train": "train.jsonl", **{k: v for k, v in sample.data.items() if k not in kept.records}, "checks": {name: "warn"}})
     again = examine(kept, Scene(spec, sample.max_tokens, None, CONTROL_TEXTS), {**READING, name: CHECKS[name]}, count_words)
@@ -120,23 +115,23 @@ def test_a_record_that_a_check_of_single_records_drops_is_not_compared_with_othe
     assert [r.line for r in checked.splits["train"]] == [3]
 
 
-def test_an_action_that_keeps_what_nobody_could_read_is_refused() -> None:
-    tried = 0
-    for name in READING:
+def test_an_action_that_a_check_cannot_take_is_refused() -> None:
+    """What nobody could read cannot be kept; a finding that stands for many records drops none; a mere note refuses nothing."""
+    refused = 0
+    for name, check in CHECKS.items():
         for action in get_args(Action):
             spec = DataSpec.model_validate({"train": "a", "checks": {name: action}})
-            if action in (("refuse",) if name == "files" else ("refuse", "drop")):
+            if action in check.actions:
                 refuse_wrong_actions(CHECKS, spec, lambda name: f"recipe:{name}")
-            else:
-                with pytest.raises(Refusal) as caught:
-                    refuse_wrong_actions(CHECKS, spec, lambda name: f"recipe:{name}")
-                (problem,) = caught.value.problems
-                assert (problem.where, problem.field, problem.found) == (f"recipe:{name}", f"data.checks.{name}", action)
-            tried += 1
-    assert tried == 16
-    for name in [name for name, check in CHECKS.items() if name not in READING and not check.needs_base]:
-        for action in get_args(Action):
-            refuse_wrong_actions(CHECKS, DataSpec.model_validate({"train": "a", "checks": {name: action}}), str)
+                continue
+            with pytest.raises(Refusal) as caught:
+                refuse_wrong_actions(CHECKS, spec, lambda name: f"recipe:{name}")
+            (problem,) = caught.value.problems
+            assert (problem.where, problem.field, problem.found) == (f"recipe:{name}", f"data.checks.{name}", action)
+            refused += 1
+    assert refused == 3 + 3 * 2 + 4 * 2 + 3
+    assert CHECKS["files"].actions == ("refuse",) and all(CHECKS[name].actions == ("refuse", "drop") for name in READING if name != "files")
+    assert all(check.default in check.actions and set(check.by_task.values()) <= set(check.actions) for check in CHECKS.values())
 
 
 def test_unknown_checks_are_refused_all_at_once_and_the_nearest_name_is_offered() -> None:

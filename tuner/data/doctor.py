@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import get_args
 
 from tuner.catalog import choose
 from tuner.data.findings import SEVERITY, Check, Finding, Scene, Severity
 from tuner.data.measure import Context, CountTokens, measure
 from tuner.data.personal import hide
 from tuner.data.redaction import redacted
-from tuner.data.spec import Action, DataSpec
+from tuner.data.spec import DataSpec
 from tuner.data.splits import Splits
 from tuner.errors import Collector, Refusal
 
@@ -56,18 +55,9 @@ def refuse_wrong_actions(checks: Mapping[str, Check], spec: DataSpec, where: Cal
         except Refusal as refusal:
             collector.problems.extend(refusal.problems)
             continue
-        allowed, why = _allowed(name, check)
-        if action not in allowed:
-            collector.add(where(name), f"data.checks.{name}", action, " or ".join(allowed), why)
+        if action not in check.actions:
+            collector.add(where(name), f"data.checks.{name}", action, " or ".join(check.actions), f"tuner show checks says what {name} may do")
     collector.raise_if_any()
-
-
-def _allowed(name: str, check: Check) -> tuple[tuple[Action, ...], str]:
-    if check.needs_base:
-        return ("refuse", "warn", "off"), "it runs after records were dropped"
-    if check.each is not None or check.whole is not None:
-        return get_args(Action), ""
-    return ("refuse",) if name == "files" else ("refuse", "drop"), "what cannot be read cannot be kept"
 
 
 def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tokens: CountTokens | None = None, tick: Tick | None = None) -> Checked:
@@ -90,8 +80,8 @@ def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tok
         gone.update(fresh)
 
     context = measured.context
-    for name, hits in measured.found.items():
-        found.setdefault(name, []).extend(f for _, f in hits)
+    for name, hits in sorted(measured.found.items(), key=lambda item: list(checks).index(item[0])):
+        found[name].extend(f for _, f in hits)
         if checks[name].action(scene.spec, name) == "drop":
             leave_out(name, (position for position, _ in hits))
     context, gone = context.without(gone), set()

@@ -82,9 +82,9 @@ SetCheck = Callable[["Context"], Iterable[Finding]]
 class Check:
     """One row of the catalogue: `each` sees one record at a time, in any process; `whole` sees all records and their measures.
 
-    `default` is what the check does unless the recipe says otherwise; it may depend on data.task. A check with neither
-    function names what reading itself finds; such a record cannot be kept, so only `refuse` and `drop` are open to it. One that
-    `needs_base` is run elsewhere (`tuner check --with-base`) and drops nothing.
+    `default` is what the check does unless the recipe says otherwise; it may depend on data.task. `actions` are those that make sense: a
+    record nobody could read cannot be kept, and a finding about many records drops none. A check with neither function names what
+    reading itself finds, or what the base model finds where it `needs_base`.
     """
 
     what: str
@@ -92,6 +92,7 @@ class Check:
     each: RecordCheck | None = None
     whole: SetCheck | None = None
     by_task: Mapping[str, Action] = field(default_factory=dict)
+    actions: tuple[Action, ...] = ("refuse", "warn", "drop", "off")
     needs_base: bool = False
 
     def action(self, spec: DataSpec, name: str) -> Action:

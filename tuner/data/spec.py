@@ -30,6 +30,19 @@ class Columns(Section):
         return self
 
 
+def _date(value: object) -> object:
+    """YAML hands over text: nothing but YYYY-MM-DD is a date here."""
+    if isinstance(value, str) and len(value) == 10:
+        try:
+            return datetime.date.fromisoformat(value)
+        except ValueError:
+            pass
+    return value
+
+
+Date = Annotated[datetime.date, BeforeValidator(_date, json_schema_input_type=str)]
+
+
 def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -52,7 +65,7 @@ class SourceSpec(Section):
     columns: Columns | None = Field(None, description="explicit column mapping; without it the shape is recognised per file")
     take: int | None = Field(None, ge=1, description="use only this many records, chosen by the recipe's seed and content hash")
     source: Origin | None = Field(None, description="who made the records; a column named `source` says it record by record")
-    as_of: datetime.date | None = Field(None, description="date the records were true (YYYY-MM-DD); a column named `as_of` says it record by record")
+    as_of: Date | None = Field(None, description="date the records were true (YYYY-MM-DD); a column named `as_of` says it record by record")
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceSpec:
@@ -89,7 +102,7 @@ class DataSpec(Section):
         "auto", description="completions a prompt may have; auto: one for labels and JSON, many where a tenth of the prompts have several"
     )
     languages: list[str] = Field(default_factory=list, description="languages expected, as ISO 639-1 codes; empty: whatever most records are in")
-    fresh_since: datetime.date | None = Field(None, description="records whose as_of date is older are stale (YYYY-MM-DD)")
+    fresh_since: Date | None = Field(None, description="records whose as_of date is older are stale (YYYY-MM-DD)")
     redact: list[str] = Field(
         default_factory=list, description="kinds of personal data and secrets to replace by typed placeholders, or [all]; see `tuner show personal`"
     )

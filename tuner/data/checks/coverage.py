@@ -93,6 +93,11 @@ def drawn(records: list[Record], most: int) -> list[Record]:
 
 
 COVERAGE: dict[str, Check] = {
-    "coverage": Check("production inputs (data.production) without a near training example, and what train has too much of", "warn", whole=coverage),
-    "redundancy": Check("train records that ask nearly the same as earlier ones", "warn", whole=redundancy),
+    "coverage": Check(
+        "production inputs (data.production) without a near training example, and what train has too much of",
+        "warn",
+        whole=coverage,
+        actions=("refuse", "warn", "off"),
+    ),
+    "redundancy": Check("train records that ask nearly the same as earlier ones", "warn", whole=redundancy, actions=("warn", "off")),
 }

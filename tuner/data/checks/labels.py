@@ -154,8 +154,8 @@ def _labels(context: Context, split: str) -> tuple[Counter[str], dict[str, Recor
 
 LABELS: dict[str, Check] = {
     "rare_labels": Check("task label: a label on fewer than five train records; very uneven labels", "warn", whole=rare_labels),
-    "similar_labels": Check("task label: two label names that are nearly the same", "warn", whole=similar_labels),
+    "similar_labels": Check("task label: two label names that are nearly the same", "warn", whole=similar_labels, actions=("refuse", "warn", "off")),
     "unseen_label": Check("task label: a label that train does not hold", "warn", whole=unseen_label),
     "suspect_labels": Check("task label: a label that the other records deny (out-of-fold prediction)", "warn", whole=suspect_labels),
-    "label_task": Check("task text whose completions are a small closed set", "warn", whole=label_task),
+    "label_task": Check("task text whose completions are a small closed set", "warn", whole=label_task, actions=("warn", "off")),
 }
