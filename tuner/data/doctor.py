@@ -97,9 +97,11 @@ def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tok
             leave_out(name, (i for i, r in enumerate(context.records) if (r.split, r.file, r.line) in places))
     context = context.without(gone)
     said = {name: SEVERITY[checks[name].action(scene.spec, name)] for name in found}
-    findings = [replace(f, check=name, severity="note" if f.severity == "note" else said[name]) for name, of in found.items() for f in _in_order(of)]
+    findings = [
+        replace(f, check=name, severity="note" if f.severity == "note" else said[name]) for name, of in found.items() for f in _in_order(of, checks[name])
+    ]
     return Checked(context, findings, dropped, hidden)
 
 
-def _in_order(findings: list[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda f: (f.file, f.line))
+def _in_order(findings: list[Finding], check: Check) -> list[Finding]:
+    return findings if check.ranked else sorted(findings, key=lambda f: (f.file, f.line))

@@ -85,6 +85,7 @@ class Check:
     `default` is what the check does unless the recipe says otherwise; it may depend on data.task. `actions` are those that make sense: a
     record nobody could read cannot be kept, and a finding about many records drops none. A check with neither function names what
     reading itself finds, or what the base model finds where it `needs_base`.
+    The findings of a `ranked` check come with the most important first, all others in order of file and line.
     """
 
     what: str
@@ -94,6 +95,7 @@ class Check:
     by_task: Mapping[str, Action] = field(default_factory=dict)
     actions: tuple[Action, ...] = ("refuse", "warn", "drop", "off")
     needs_base: bool = False
+    ranked: bool = False
 
     def action(self, spec: DataSpec, name: str) -> Action:
         return spec.checks.get(name, self.by_task.get(spec.task, self.default))

@@ -98,6 +98,7 @@ COVERAGE: dict[str, Check] = {
         "warn",
         whole=coverage,
         actions=("refuse", "warn", "off"),
+        ranked=True,
     ),
     "redundancy": Check("train records that ask nearly the same as earlier ones", "warn", whole=redundancy, actions=("warn", "off")),
 }

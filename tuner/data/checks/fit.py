@@ -42,4 +42,4 @@ def wrong_answers(context: Context) -> Iterator[Finding]:
                       "the answer to this question", "look at both records; exchange the answers back, or delete them")  # fmt: skip
 
 
-FIT: dict[str, Check] = {"wrong_answers": Check("an answer that seems to belong to another record", "warn", whole=wrong_answers)}
+FIT: dict[str, Check] = {"wrong_answers": Check("an answer that seems to belong to another record", "warn", whole=wrong_answers, ranked=True)}

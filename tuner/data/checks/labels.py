@@ -120,6 +120,11 @@ def suspect_labels(context: Context) -> Iterator[Finding]:
     judged = suspects(vectors, [r.completion for r in records], seed=0)
     if judged is None:
         return
+    if len(judged.rows):
+        yield remark(context.file("train"), "HOW_SURE", "completion",
+                     f"{len(judged.rows)} suspects among {judged.judged} judged records; about {judged.precision:.0%} of them should be wrong "
+                     f"(out-of-fold predictions are right on {judged.accuracy:.0%})",
+                     "suspects that a person has looked at", "look at each; correct the label where it is wrong", "train")  # fmt: skip
     for rank, row in enumerate(judged.rows.tolist()):
         record = records[row]
         yield finding(record, "SUSPECT_LABEL", "completion",
@@ -156,6 +161,6 @@ LABELS: dict[str, Check] = {
     "rare_labels": Check("task label: a label on fewer than five train records; very uneven labels", "warn", whole=rare_labels),
     "similar_labels": Check("task label: two label names that are nearly the same", "warn", whole=similar_labels, actions=("refuse", "warn", "off")),
     "unseen_label": Check("task label: a label that train does not hold", "warn", whole=unseen_label),
-    "suspect_labels": Check("task label: a label that the other records deny (out-of-fold prediction)", "warn", whole=suspect_labels),
+    "suspect_labels": Check("task label: a label that the other records deny (out-of-fold prediction)", "warn", whole=suspect_labels, ranked=True),
     "label_task": Check("task text whose completions are a small closed set", "warn", whole=label_task, actions=("warn", "off")),
 }
