@@ -53,7 +53,9 @@ def test_a_row_never_finds_itself_but_finds_its_copy(monkeypatch: pytest.MonkeyP
     cosines, found = nearest_in_itself(corpus, 4)
     expected, order = full_sort(corpus, corpus, 4, itself=True)
     np.testing.assert_allclose(cosines, expected, atol=1e-6)
-    np.testing.assert_array_equal(found, order)
+    others = [i for i in range(200) if i not in (3, 150)]  # which of two equal rows comes first is a matter of rounding
+    found_once, order_once = (np.sort(np.where(of == 150, 3, of)[others], axis=1) for of in (found, order))
+    np.testing.assert_array_equal(found_once, order_once)
     assert found[3, 0] == 150 and found[150, 0] == 3 and not (found == np.arange(200)[:, None]).any()
 
 

@@ -5,14 +5,15 @@ It refuses architectures, tokenizers and kinds of adapter whose meaning would ch
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tuner.durable import staging
 from tuner.errors import Collector, refuse
 from tuner.safe_text import quoted
 
@@ -34,16 +35,17 @@ class Architecture:
 # --- the adapter ---------------------------------------------------------------------------------------------------
 
 
-def write_lora_gguf(adapter_folder: Path, base_folder: Path, target: Path, weights: Literal["f32", "f16"] = "f32") -> None:
-    """Write a PEFT LoRA adapter as a LoRA file of llama.cpp. Of the base only config.json is read.
+def write_lora_gguf(adapter_folder: Path, base: Path, target: Path, weights: Literal["f32", "f16"] = "f32") -> None:
+    """Write a PEFT LoRA adapter as a LoRA file of llama.cpp. Of the base, a model folder or a .gguf file, only the configuration is read.
 
-    As llama.cpp@b9999-in llama_cpp_python 0.3.36, convert_lora_to_gguf.py. Raises Refusal for anything but plain LoRA or rsLoRA on linear layers.
+    As ggml-org/llama.cpp (as in llama_cpp_python 0.3.36), convert_lora_to_gguf.py. Raises Refusal for anything but plain LoRA or rsLoRA
+    on linear layers.
     """
     import gguf
 
-    config = _json_object(base_folder / "config.json")
+    config = _config_of_gguf(base) if base.suffix == ".gguf" else _json_object(base / "config.json")
     lora = _json_object(adapter_folder / "adapter_config.json")
-    architecture = _architecture(config, base_folder)
+    architecture = _architecture(config, base)
     _refuse_other_than_lora(lora, adapter_folder / "adapter_config.json")
     pairs = _lora_pairs(adapter_folder / "adapter_model.safetensors", lora["r"])
     names = _TensorNames(config, architecture, adapter_folder / "adapter_model.safetensors")
@@ -106,7 +108,7 @@ def _lora_pairs(file: Path, rank: int) -> dict[str, tuple[np.ndarray, np.ndarray
 def write_model_gguf(base_folder: Path, target: Path, weights: Weights = "f32") -> None:
     """Write a base of safetensors with its tokenizer and chat template as a GGUF file.
 
-    As llama.cpp's conversion/llama.py (`LlamaModel`) and conversion/base.py (`_set_vocab_gpt2`), in llama_cpp_python 0.3.36. Norms and
+    As ggml-org/llama.cpp (as in llama_cpp_python 0.3.36), conversion/llama.py `LlamaModel` and conversion/base.py `_set_vocab_gpt2`. Norms and
     biases stay f32; q8_0 rows that are no multiple of 32 become f16. Raises Refusal for an architecture or tokenizer it does not know.
     """
     config = _json_object(base_folder / "config.json")
@@ -128,8 +130,9 @@ def write_model_gguf(base_folder: Path, target: Path, weights: Weights = "f32") 
 def _add_hyperparameters(writer: gguf.GGUFWriter, config: dict[str, Any], folder: Path, weights: Weights) -> None:
     import gguf
 
-    if config.get("hidden_act", "silu") != "silu":
-        refuse(folder / "config.json", "hidden_act", quoted(config["hidden_act"]), "silu, the only one llama.cpp's llama computes", UNSERVED_BASE)
+    for key, computed in {"hidden_act": "silu", "sliding_window": None}.items():
+        if config.get(key, computed) != computed:
+            refuse(folder / "config.json", key, quoted(config[key]), f"{computed}: what llama.cpp computes for it", UNSERVED_BASE)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(folder.name)
     writer.add_file_type(_file_types()[weights])
@@ -311,30 +314,21 @@ def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, np.ndarray]]:
             refuse(file, "", f"unreadable: {quoted(error, 80)}", "a safetensors file", "restore it from a copy")
 
 
-class _written:  # noqa: N801 (reads as a verb where it is used)
+@contextlib.contextmanager
+def _written(target: Path, architecture: Architecture) -> Iterator[gguf.GGUFWriter]:
     """A GGUF file in the making. It takes its name only when it is whole; on any failure nothing is left."""
+    import gguf
 
-    def __init__(self, target: Path, architecture: Architecture):
-        self.target, self.architecture = target, architecture
-        self.partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-
-    def __enter__(self) -> gguf.GGUFWriter:
-        import gguf
-
-        self.writer = gguf.GGUFWriter(self.partial, self.architecture.name, use_temp_file=True)
-        return self.writer
-
-    def __exit__(self, failed: object, *_: object) -> None:
+    with staging(target.parent) as stage:
+        writer = gguf.GGUFWriter(stage / target.name, architecture.name, use_temp_file=True)
         try:
-            if failed is None:
-                self.writer.write_header_to_file()
-                self.writer.write_kv_data_to_file()
-                self.writer.write_tensors_to_file()
-            self.writer.close()
-            if failed is None:
-                self.partial.replace(self.target)
+            yield writer
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
         finally:
-            self.partial.unlink(missing_ok=True)
+            writer.close()
+        (stage / target.name).replace(target)
 
 
 # --- configurations ------------------------------------------------------------------------------------------------
@@ -350,10 +344,29 @@ def _json_object(file: Path) -> dict[str, Any]:
     return loaded
 
 
-def _architecture(config: dict[str, Any], folder: Path) -> Architecture:
+def _config_of_gguf(file: Path) -> dict[str, Any]:
+    """What config.json would say, read off a GGUF file of llama's architecture. Raises Refusal for others."""
+    import gguf
+
+    try:
+        opened = gguf.GGUFReader(file)
+    except (OSError, ValueError, IndexError) as error:
+        refuse(file, "", f"unreadable: {quoted(error, 80)}", "a GGUF file", "copy the file again")
+    found = {name: field.contents() for name, field in opened.fields.items() if name.startswith("llama.")}
+    if not found:
+        refuse(file, "general.architecture", "another architecture", "llama", "give the base's folder of safetensors")
+    config = {ours: found[theirs] for ours, theirs in GGUF_KEYS.items() if theirs in found}
+    tied = not any(tensor.name == "output.weight" for tensor in opened.tensors)
+    return {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": tied, **config}
+
+
+def _architecture(config: dict[str, Any], where: Path) -> Architecture:
     named = config.get("architectures") or [None]
     if named[0] not in ARCHITECTURES:
-        refuse(folder / "config.json", "architectures", quoted(named[0]), "one of: " + ", ".join(ARCHITECTURES), UNSERVED_BASE)
+        refuse(where, "architectures", quoted(named[0]), "one of: " + ", ".join(ARCHITECTURES), UNSERVED_BASE)
+    missing = [key for key in SIZES if not config.get(key)]
+    if missing:
+        refuse(where, ", ".join(missing), "not there", "the sizes of the model", "copy the model folder again")
     return ARCHITECTURES[named[0]]
 
 
@@ -381,15 +394,25 @@ NEUTRAL_KEYS = frozenset({
     "megatron_core", "peft_version", "qalora_group_size", "revision", "target_modules", "task_type",
 })  # fmt: skip
 
-LLAMA_3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA_3_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITTINGS: dict[tuple[str, ...], str] = {
     ("GPT-2 words, bytes",): "gpt-2",
     ("single digits", "GPT-2 words, bytes"): "smollm",
     (LLAMA_3_WORDS, "bytes", "merges ignored for whole words"): "llama-bpe",
 }
 
+GGUF_KEYS = {
+    "vocab_size": "llama.vocab_size",
+    "hidden_size": "llama.embedding_length",
+    "intermediate_size": "llama.feed_forward_length",
+    "num_hidden_layers": "llama.block_count",
+    "num_attention_heads": "llama.attention.head_count",
+    "num_key_value_heads": "llama.attention.head_count_kv",
+    "max_position_embeddings": "llama.context_length",
+    "rms_norm_eps": "llama.attention.layer_norm_rms_epsilon",
+    "head_dim": "llama.attention.key_length",
+}
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "rms_norm_eps")
 ARCHITECTURES: dict[str, Architecture] = {
     "LlamaForCausalLM": Architecture("llama", interleaves_heads=True),
     "MistralForCausalLM": Architecture("llama", interleaves_heads=True),

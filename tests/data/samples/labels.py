@@ -43,7 +43,7 @@ SAMPLES: dict[str, list[Sample]] = {
                {"train": [pair("a", "x"), pair("b", "y")], "held_out": [pair("c", "y")]}, {"task": "label"}),
     ],
     "suspect_labels": [
-        Sample({"train": with_wrong_labels([12, 150])}, [("train", 12, "SUSPECT_LABEL"), ("train", 150, "SUSPECT_LABEL")],
+        Sample({"train": with_wrong_labels([12, 150])}, [("train", 0, "HOW_SURE"), ("train", 12, "SUSPECT_LABEL"), ("train", 150, "SUSPECT_LABEL")],
                {"train": real_rows()}, {"task": "label"}),
     ],
     "label_task": [
