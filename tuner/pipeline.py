@@ -193,11 +193,19 @@ def count_tokens(encoder: Encoder, records: Sequence[Record]) -> tuple[NDArray[n
     counts = np.zeros((len(records), 2), dtype=np.int32)
     refused: list[Finding] = []
     for index, (record, row) in enumerate(encoder.rows_or_refusals(records)):
-        if isinstance(row, Row):
-            counts[index] = row.prompt_tokens, len(row.input_ids) - row.prompt_tokens
-        else:
+        if not isinstance(row, Row):
             problem = row.problems[0]
             refused.append(replace(finding(record, "NOT_RENDERED", problem.field, problem.found, problem.accepted, problem.try_), check="template"))
+            continue
+        counts[index] = row.prompt_tokens, len(row.input_ids) - row.prompt_tokens
+        if row.cut_tokens:
+            cut = finding(record, "CUT", "messages", f"{row.cut_tokens} tokens were taken from the beginning of the prompt", "rows that fit",
+                          "nothing is needed if template.truncate: prompt_left is meant")  # fmt: skip
+            refused.append(replace(cut, check="overlong", severity="note"))
+        if row.merged:
+            merged = finding(record, "MERGED", "completion", "the tokenizer joins the end of the prompt with the beginning of the answer",
+                             "an answer that starts with a token of its own", "nothing is needed: the prompt that is served decides, in training too")  # fmt: skip
+            refused.append(replace(merged, check="boundary"))
     return counts, refused
 
 
@@ -254,7 +262,7 @@ def select(recipe: Recipe, count: int, drop_worst: float, folder: Path, listener
 
 
 def _as_written(record: Record) -> dict[str, Any]:
-    return {"messages": [m.as_dict() for m in record.messages], **record.extra}
+    return {"messages": [m.as_written() for m in record.messages], **record.extra}
 
 
 def _with_files(recipe: Recipe, files: Mapping[str, object], folder: Path) -> Recipe:

@@ -80,10 +80,11 @@ def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tok
         gone.update(fresh)
 
     context = measured.context
-    for name, hits in sorted(measured.found.items(), key=lambda item: list(checks).index(item[0])):
+    for name in (name for name in active if name in measured.found):
+        hits = measured.found[name]
         found[name].extend(f for _, f in hits)
         if checks[name].action(scene.spec, name) == "drop":
-            leave_out(name, (position for position, _ in hits))
+            leave_out(name, (position for position, f in hits if f.severity != "note"))
     context, gone = context.without(gone), set()
     whole = [(name, check) for name, check in active.items() if check.whole is not None]
     for done, (name, check) in enumerate(whole):

@@ -33,13 +33,17 @@ _ID = 12  # hex digits of a record's hash that name it in a finding
 
 
 class Message(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """One turn. `tool_calls` is the canonical JSON text of an assistant's calls; `tool_call_id` names the call a tool turn answers."""
+    """One turn. `tool_calls` is the canonical JSON text of an assistant's calls; `tool_call_id` names the call a tool turn answers.
+
+    `weight` 0 takes the turn's loss away; it is 1 otherwise.
+    """
 
     role: Role
     content: str
     tool_calls: str | None = None
     tool_call_id: str | None = None
     name: str | None = None
+    weight: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """The message as chat templates take it; absent parts are left out."""
@@ -51,6 +55,14 @@ class Message(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True)
         if self.name is not None:
             plain["name"] = self.name
         return plain
+
+    def as_written(self) -> dict[str, Any]:
+        """The message as a file holds it: what templates see, and its weight where it is not 1."""
+        return self.as_dict() if self.weight == 1 else {**self.as_dict(), "weight": self.weight}
+
+    def saying(self, content: str, tool_calls: str | None) -> Message:
+        """The same turn in other words."""
+        return Message(self.role, content, tool_calls, self.tool_call_id, self.name, self.weight)
 
     @property
     def text(self) -> str:
@@ -96,7 +108,7 @@ class Record(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def hash(self) -> str:
         """Content identity: equal messages have equal hashes, whatever file or line they stand on."""
-        return digest_json([m.as_dict() for m in self.messages])
+        return digest_json([m.as_written() for m in self.messages])
 
     @property
     def id(self) -> str:

@@ -138,7 +138,7 @@ class Shaper:
         if role not in ROLES:
             self._add("ROLE", f"{path}.role", quoted(role), "one of: " + ", ".join(ROLES), suggestion(str(role), ROLES))
             return None
-        allowed = {"role", "content", "name", *({"tool_calls"} if role == "assistant" else {"tool_call_id"} if role == "tool" else ())}
+        allowed = {"role", "content", "name", *({"tool_calls", "weight"} if role == "assistant" else {"tool_call_id"} if role == "tool" else ())}
         other = sorted(str(k) for k, v in item.items() if k not in allowed and v is not None)
         if other:
             self._add("KEY", path, f"the key {quoted(other[0])}", ", ".join(sorted(allowed)), "remove it: it would be ignored")
@@ -159,7 +159,11 @@ class Shaper:
         if any(_half_surrogate(text) for text in (content, called or "", *(n or "" for n in names))):
             self._add("SURROGATE", path, "half of a surrogate pair, which is no character", "Unicode text", "mend or delete the record")
             return None
-        return Message(cast(Role, role), content, called, names[1], names[0])
+        weight = item.get("weight")
+        if weight is not None and (isinstance(weight, (bool, str)) or weight not in (0, 1)):
+            self._add("WEIGHT", f"{path}.weight", kind_of(weight), "0 (no loss) or 1", "write 0 or 1, or leave it out")
+            return None
+        return Message(cast(Role, role), content, called, names[1], names[0], 1 if weight is None else int(weight))
 
     def _tool_calls(self, path: str, calls: Any) -> str | None:
         """The calls as canonical JSON, or None with the fault recorded. Arguments may be an object, or its JSON text as OpenAI writes it."""

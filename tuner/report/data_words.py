@@ -99,6 +99,11 @@ BY_CHECK: dict[str, Words] = {
         "What cannot be read cannot be learned; a broken line often means that the export went wrong.",
         "Mend the lines, or export the file again.",
     ),
+    "boundary": Words(
+        "The end of a question and the beginning of its answer share a token",
+        "The model is trained as it is served: the question ends where it ends in production.",
+        "Nothing, unless all records say this: then choose a prompt format that ends with a line break or a token of its own.",
+    ),
     "structure": Words(
         "Records that do not have the expected parts",
         "Without a question and an answer there is nothing to learn.",

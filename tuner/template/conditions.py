@@ -17,7 +17,8 @@ _WORDS = {"content", "reasoning_content"}
 _KINDS = {"string", "none", "defined", "undefined", "mapping", "iterable", "sequence", "boolean", "true", "false"}
 _LOOKING = {"startswith", "endswith", "find", "rfind", "index", "rindex", "count", "replace", "split", "rsplit", "partition", "rpartition", "get",
             "removeprefix", "removesuffix", "translate"}  # fmt: skip
-_LOOKING_FILTERS = {"replace", "select", "reject", "selectattr", "rejectattr", "length", "count", "wordcount", "first", "last", "attr", "map", "unique", "groupby"}
+_LOOKING_FILTERS = {"replace", "select", "reject", "selectattr", "rejectattr", "length", "count", "wordcount", "first", "last", "attr", "map",
+                    "unique", "groupby"}  # fmt: skip
 
 
 def content_conditions(source: str) -> list[str]:
@@ -51,9 +52,8 @@ def _places(tree: nodes.Template, carrying: set[str]) -> Iterator[tuple[nodes.No
         elif isinstance(node, nodes.Getitem):
             if _carries(node.arg, carrying):
                 yield node, "content is a key"
-        elif isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr) and node.node.attr in _LOOKING:
-            if _any_carry([node.node.node, *node.args], carrying):
-                yield node, f"content is searched: {node.node.attr}{_constants(node)}"
+        elif isinstance(node.node, nodes.Getattr) and node.node.attr in _LOOKING and _any_carry([node.node.node, *node.args], carrying):
+            yield node, f"content is searched: {node.node.attr}{_constants(node)}"
 
 
 def _only_picks(node: nodes.Filter, carrying: set[str]) -> bool:

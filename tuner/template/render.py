@@ -1,6 +1,6 @@
 """Messages to text with a chat template, in jinja2's sandbox, exactly as transformers renders it.
 
-It refuses templates that fail, and never lets text of a record act as a template or as a special token.
+It refuses templates that fail or do not end, and never lets text of a record act as a template or as a special token.
 """
 
 from __future__ import annotations
@@ -8,30 +8,29 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
 
 from tuner.data.record import Message
-from tuner.errors import refuse
-from tuner.fingerprint import digest_json
+from tuner.errors import Refusal, refuse
+from tuner.fingerprint import digest_json, digest_text
 from tuner.safe_text import quoted
+from tuner.template.formats import SHIPPED_SOURCES, TOKENIZER, Format, read_format, stop_of
+from tuner.template.sandbox import FAULTS, Sandbox, trial_render
 from tuner.template.spec import TemplateSpec
+
+# Templates that are known to end and need no trial: the quickstart's base. Shipped formats are known by their text.
+_KNOWN = frozenset({"sha256:872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788"})
+_SYSTEM, _QUESTION = "\U0010fff1", "\U0010fff2"  # private characters that stand for a system prompt and a question
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A chat template with everything its rendering depends on: special tokens, the recipe's system prompt, extra variables.
-
-    Source of the environment's settings: transformers@5.23.0 utils/chat_template_utils.py, `_compile_jinja_template`.
-    """
+    """A chat template with everything its rendering depends on: special tokens, the recipe's system prompt, extra variables."""
 
     source: str
     special_tokens: dict[str, str]
@@ -43,15 +42,36 @@ class ChatTemplate:
         """Identity of the rendering: template text, special tokens, system prompt and variables."""
         return digest_json([self.source, self.special_tokens, self.system, self.variables])
 
+    @property
+    def stop(self) -> str:
+        """The text its header names as the end of an answer, besides the base's own; empty where it names none."""
+        return stop_of(self.source)
+
+    @cached_property
+    def own_system(self) -> str | None:
+        """The system prompt the template writes by itself where a chat has none; None where it writes none.
+
+        Found by rendering with and without one: what stands in its place. Shown wherever a recipe sets none of its own.
+        """
+        try:
+            given = self.render([Message("system", _SYSTEM), Message("user", _QUESTION)], generation_prompt=True)
+            alone = self.render([Message("user", _QUESTION)], generation_prompt=True)
+        except Refusal:
+            return None
+        before, _, between = given.partition(_QUESTION)[0].partition(_SYSTEM)
+        own, asked, _ = alone.partition(_QUESTION)
+        fits = asked and len(own) > len(before + between) and own.startswith(before) and own.endswith(between)
+        return own[len(before) : len(own) - len(between)] if fits else None
+
+    @cached_property
+    def _sandbox(self) -> Sandbox:
+        return Sandbox()
+
     @cached_property
     def _compiled(self) -> jinja2.Template:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
-            return environment.from_string(self.source)
-        except jinja2.TemplateError as error:
+            return self._sandbox.compiled(self.source)
+        except FAULTS as error:
             refuse("chat template", "template.format", quoted(error, 160), "a chat template that compiles", "mend the base's chat template")
 
     def with_system(self, messages: Sequence[Message]) -> list[Message]:
@@ -62,47 +82,57 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         """The text the model sees. `messages` must already carry their system prompt (see `with_system`)."""
+        template = self._compiled
+        given = {
+            "messages": [m.as_dict() for m in messages],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": generation_prompt,
+            **self.special_tokens,
+            **self.variables,
+        }
         try:
-            return self._compiled.render(
-                messages=[m.as_dict() for m in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=generation_prompt,
-                **self.special_tokens,
-                **self.variables,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            return self._sandbox.rendered(template, given)
+        except FAULTS as error:
             roles = ", ".join(m.role for m in messages)
             refuse("chat template", "messages", f"{quoted(error, 120)} for turns {roles}", "turns this template can render",
-                   "leave out what it cannot, such as a system turn, or use another base")  # fmt: skip
+                   "leave out what it cannot, such as a system turn, or use another template.format or base")  # fmt: skip
 
 
-class _Generation(Extension):
-    """{% generation %} … {% endgeneration %}: marks that some templates put round assistant text. The text inside is rendered as it is."""
+def read_template(folder: Path, spec: TemplateSpec, tokenizer: Tokenizer | None = None, recipe_folder: Path = Path()) -> ChatTemplate:
+    """The chat template the recipe names: the base's own, from chat_template.jinja or tokenizer_config.json, or a format.
 
-    tags = {"generation"}  # noqa: RUF012 (jinja2's own interface)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def read_template(folder: Path, spec: TemplateSpec) -> ChatTemplate:
-    """The base's own chat template, from chat_template.jinja or tokenizer_config.json."""
+    A format needs the base's `tokenizer`, whose vocabulary is checked for the format's control texts. Raises Refusal, also for a template
+    that does not end: one that is new is tried first in a process of its own.
+    """
     path = folder / "tokenizer_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         refuse(path, "", f"unreadable: {quoted(error, 80)}", "the model's own tokenizer_config.json", "copy the model's tokenizer files again")
-    return ChatTemplate(_template_source(folder, config), _special_tokens(config), spec.system, dict(spec.chat_template_kwargs))
+    special_tokens = _special_tokens(config)
+    if spec.format == TOKENIZER:
+        source = _template_source(folder, config)
+    else:
+        source = _format_source(read_format(spec.format, recipe_folder), folder, special_tokens, tokenizer)
+    template = ChatTemplate(source, special_tokens, spec.system, dict(spec.chat_template_kwargs))
+    _refuse_endless(template, spec.format)
+    return template
+
+
+def _format_source(chosen: Format, folder: Path, special_tokens: dict[str, str], tokenizer: Tokenizer | None) -> str:
+    tokenizer = tokenizer if tokenizer is not None else Tokenizer.from_file(str(folder / "tokenizer.json"))
+    chosen.refuse_other_vocabulary(tokenizer, special_tokens, folder.name)
+    return chosen.source_for(tokenizer, special_tokens)
+
+
+def _refuse_endless(template: ChatTemplate, name: str) -> None:
+    if template.source in SHIPPED_SOURCES or digest_text(template.source) in _KNOWN:
+        return
+    fault = trial_render(template.source, json.dumps({**template.special_tokens, **template.variables}, sort_keys=True))
+    if fault is not None:
+        refuse("chat template", "template.format", f"{name}: {fault}", "a template that renders a short chat within 1 s and 512 MB",
+               "do not use this template; if it came with a base, do not trust that base")  # fmt: skip
 
 
 def _template_source(folder: Path, config: dict[str, Any]) -> str:
@@ -113,7 +143,8 @@ def _template_source(folder: Path, config: dict[str, Any]) -> str:
     if isinstance(found, list):
         found = next((t.get("template") for t in found if t.get("name") == "default"), None)
     if not isinstance(found, str):
-        refuse(folder.name, "template.format", "a base without a chat template", "a base with one (usually the -instruct model)", "use the instruct model")
+        refuse(folder.name, "template.format", "a base without a chat template", "a base with one (usually the -instruct model), or a named format",
+               "use the instruct model, or write template.format: plain")  # fmt: skip
     return found
 
 

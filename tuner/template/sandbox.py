@@ -1,11 +1,12 @@
 """Where chat templates run: jinja2's sandbox as transformers sets it up, with an end to every loop, and a trial in a process of its own.
 
-It refuses templates that take more than 2 s of processor time or 512 MB of memory. Run as a file it is the trial, so it imports nothing of ours.
+It refuses templates that take more than 1 s of processor time or 512 MB of memory. Run as a file it is the trial, so it imports nothing of ours.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import jinja2
 from jinja2 import nodes
@@ -24,7 +25,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 STEPS = 1_000_000  # turns of loops and calls in one rendering; a chat of 1,000 turns takes a few thousand
-CPU_SECONDS = 2
+CPU_SECONDS = 1  # of one rendering, and of a whole trial
 MEMORY_BYTES = 512 * 2**20
 SIZE = 16 * 2**20  # characters of a value or of a rendering
 _WALL_SECONDS = 60  # a trial that waits for a busy machine is not at fault: processor time decides
@@ -69,7 +70,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._spent.steps, self._spent.until = 0, time.thread_time() + CPU_SECONDS
         return str(_measured("".join(_bounded(template.generate(variables)))))
 
-    def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         self._step()
         for value in (*args, *kwargs.values()):
             _measured(value)
@@ -86,8 +87,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             _refuse_long_product(right, left)
         return super().call_binop(context, operator, left, right)
 
-    def _filtered(self, expression: nodes.Expr | None, name: str) -> nodes.Filter:
-        found = nodes.Filter(expression, name, [], [], None, None, lineno=expression.lineno if expression else 1)
+    def _filtered(self, expression: nodes.Node | None, name: str) -> nodes.Filter:
+        found = nodes.Filter(cast("nodes.Expr | None", expression), name, [], [], None, None, lineno=expression.lineno if expression else 1)
         found.set_environment(self)
         return found
 
@@ -170,10 +171,12 @@ def trial_render(source: str, variables: str = "{}") -> str | None:
 
 
 def _chats() -> Iterator[list[dict[str, Any]]]:
-    call = {"id": "call00001", "type": "function", "function": {"name": "find", "arguments": {"key": "value"}}}
-    asked, told = {"role": "user", "content": "A question, of some length?\n" * 3}, {"role": "assistant", "content": "An answer."}
-    system, calls = {"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "", "tool_calls": [call]}
-    result = {"role": "tool", "content": '{"found": 1}', "tool_call_id": "call00001", "name": "find"}
+    call: dict[str, Any] = {"id": "call00001", "type": "function", "function": {"name": "find", "arguments": {"key": "value"}}}
+    asked: dict[str, Any] = {"role": "user", "content": "A question, of some length?\n" * 3}
+    told: dict[str, Any] = {"role": "assistant", "content": "An answer."}
+    system: dict[str, Any] = {"role": "system", "content": "Be brief."}
+    calls: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
+    result: dict[str, Any] = {"role": "tool", "content": '{"found": 1}', "tool_call_id": "call00001", "name": "find"}
     yield from ([asked], [asked, told], [system, asked, told], [system, *[asked, told] * 8], [asked, calls, result, told])
 
 
@@ -183,7 +186,8 @@ def _limit_resources() -> None:
     except ImportError:  # not on Windows: there the clock of the caller is the only limit
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # ends the process, even inside C; counted from here, without the imports
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS + 2, CPU_SECONDS + 2))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 

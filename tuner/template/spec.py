@@ -9,15 +9,27 @@ from pydantic import Field
 from tuner.section import Section
 
 
+LossOn = Literal["completion", "last_turn", "all_assistant", "everything"]
+
+
 class TemplateSpec(Section):
     """Rendering and masking. What is set here is stored in the artifact and used again at inference."""
 
-    format: Literal["tokenizer"] = Field("tokenizer", description="`tokenizer`: the base's own chat template")
+    format: str = Field(
+        "tokenizer",
+        min_length=1,
+        description="`tokenizer`: the base's own chat template; the name of a file in tuner/template/formats; or the path of a jinja file beside the recipe",
+    )
     system: str | None = Field(None, description="system prompt put before records that have none; without it the template's own default applies and is shown")
-    loss_on: Literal["completion", "all_assistant"] = Field(
-        "completion", description="tokens that carry loss: the last assistant turn, or every assistant turn; stop token included"
+    loss_on: LossOn = Field(
+        "completion",
+        description="tokens that carry loss, stop tokens included: completion (all the assistant says after the last user turn), last_turn (its last "
+        "message), all_assistant, everything; a message of weight 0 carries none",
     )
     max_tokens: int = Field(1024, ge=8, description="longest row, prompt and completion together (tokens); never cut in silence")
+    truncate: Literal["never", "prompt_left"] = Field(
+        "never", description="prompt_left: the beginning of a prompt gives way where a row is too long, never its completion; each is counted and listed"
+    )
     content_tokens: list[str] = Field(
         default_factory=list, description="special tokens that text of a record may become (for example <think>); all others stay text"
     )

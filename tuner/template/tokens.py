@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from tokenizers import Tokenizer
 
@@ -18,6 +19,7 @@ from tuner.data.record import Message, Record
 from tuner.errors import Collector, Refusal, refuse
 from tuner.fingerprint import digest_file, digest_json
 from tuner.safe_text import quoted, visible
+from tuner.template.masks import Span, turn_spans, turns_with_loss
 from tuner.template.render import ChatTemplate, read_template
 from tuner.template.spec import TemplateSpec
 
@@ -29,12 +31,18 @@ _PRIVATE = range(0x100000, 0x10FFF0)  # supplementary private-use area B: stand-
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A tokenised record. `labels` equals `input_ids` where a token carries loss and -100 elsewhere."""
+    """A tokenised record. `labels` equals `input_ids` where a token carries loss and -100 elsewhere.
+
+    `cut_tokens` were taken from the beginning of the prompt (template.truncate). `merged`: the tokenizer joins the end of a prompt with the
+    beginning of the answer, so the prompt that is served decides where the answer starts.
+    """
 
     input_ids: list[int]
     labels: list[int]
     prompt_tokens: int
     record: Record
+    cut_tokens: int = 0
+    merged: bool = False
 
     @property
     def completion_tokens(self) -> int:
@@ -92,13 +100,19 @@ class Encoder:
     def row(self, record: Record) -> Row:
         """The row of a record: prompt ids, then the completion's ids up to and with its stop token.
 
-        Raises Refusal when the template does not continue its own prompt, or never stops.
+        Raises Refusal when the template does not continue its own prompt or never stops, or when nothing would carry loss.
         """
         messages, stand_ins = self._shielded(self.template.with_system(record.messages))
-        if self.spec.loss_on == "all_assistant":
-            return self._row_of_all_turns(record, messages, stand_ins)
-        prompt, completion = self._last_turn(record, messages, stand_ins)
-        return Row(prompt + completion, label_mask(prompt, completion), len(prompt), record)
+        turns = turns_with_loss(messages, self.spec.loss_on)
+        prompt, completion, merged = self._last_turn(record, messages, stand_ins)
+        if self.spec.loss_on == "everything":
+            ids = prompt + completion
+            return self._finished(Row(ids, list(ids), len(prompt), record, 0, merged))
+        if not turns:
+            refuse(record.where, "weight", "no assistant turn that carries loss", "at least one of weight 1", "delete the record, or the weights")
+        if turns == [len(messages) - 1]:
+            return self._finished(Row(prompt + completion, label_mask(prompt, completion), len(prompt), record, 0, merged))
+        return self._finished(self._row_of_turns(record, messages, stand_ins, turns, Row(prompt + completion, [], len(prompt), record, 0, merged)))
 
     def completion_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
         """Token ids of `answer` as it would be trained after this prompt, stop token included."""
@@ -132,17 +146,17 @@ class Encoder:
                     if pair is None:
                         yield record, self.row(record)
                         continue
-                    prompt, completion = self._parted(record, pair, next(prompts), next(wholes))
-                    yield record, Row(prompt + completion, label_mask(prompt, completion), len(prompt), record)
+                    prompt, completion, merged = self._parted(record, pair, next(prompts), next(wholes))
+                    yield record, self._finished(Row(prompt + completion, label_mask(prompt, completion), len(prompt), record, 0, merged))
                 except Refusal as refusal:
                     yield record, refusal
 
     def _plain_texts(self, record: Record) -> tuple[str, str] | None:
         """The rendered prompt and whole of a record that needs no shielding and has one turn with loss; None where it does, or cannot be rendered."""
-        if self.spec.loss_on == "all_assistant":
+        if self.spec.loss_on == "everything":
             return None
         messages, stand_ins = self._shielded(self.template.with_system(record.messages))
-        if stand_ins:
+        if stand_ins or turns_with_loss(messages, self.spec.loss_on) != [len(messages) - 1]:
             return None
         try:
             asked = self.template.render(messages[:-1], generation_prompt=True)
@@ -151,14 +165,15 @@ class Encoder:
             return None
         return (asked, whole) if whole.startswith(asked) else None
 
-    def _parted(self, record: Record, texts: tuple[str, str], cut: _Cut | None, whole: list[int]) -> tuple[list[int], list[int]]:
-        """Prompt ids and completion ids out of the ids of the whole.
+    def _parted(self, record: Record, texts: tuple[str, str], cut: _Cut | None, whole: list[int]) -> tuple[list[int], list[int], bool]:
+        """Prompt ids and completion ids out of the ids of the whole, and whether the two had to be encoded apart.
 
         Where a tokenizer merges across the boundary, the prompt that is served decides, and the answer is encoded after it.
         """
         prompt = self._ids(texts[0]) if cut is None else self._cut_prompt(cut, whole, texts[0])
-        answer = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._ids(texts[1][len(texts[0]) :])
-        return prompt, self._up_to_stop(record, answer)
+        merged = whole[: len(prompt)] != prompt
+        answer = self._ids(texts[1][len(texts[0]) :]) if merged else whole[len(prompt) :]
+        return prompt, self._up_to_stop(record, answer), merged
 
     def _prompts(self, asked: Sequence[str], wholes: Sequence[list[int]]) -> list[_Cut | None]:
         """For each rendered prompt, how to find its ids in those of the whole; None where it has to be encoded by itself.
@@ -195,41 +210,76 @@ class Encoder:
                 return whole[:place] + cut.tail
         return self._ids(asked)
 
-    def _last_turn(self, record: Record, messages: list[Message], stand_ins: dict[str, str]) -> tuple[list[int], list[int]]:
+    def _last_turn(self, record: Record, messages: list[Message], stand_ins: dict[str, str]) -> tuple[list[int], list[int], bool]:
         asked = self.template.render(messages[:-1], generation_prompt=True)
         whole = self.template.render(messages, generation_prompt=False)
         if not whole.startswith(asked):
             refuse(record.where, "messages", f"the whole record renders as {quoted(whole[-60:])}, its prompt as {quoted(asked[-60:])}",
                    "a chat template whose prompt is the beginning of the whole", "use another base or template: this one changes earlier turns")  # fmt: skip
         prompt, ids = self._encode(asked, stand_ins), self._encode(whole, stand_ins)
-        # As in `_parted`: the prompt that is served decides.
-        answer = ids[len(prompt) :] if ids[: len(prompt)] == prompt else self._encode(whole[len(asked) :], stand_ins)
-        return prompt, self._up_to_stop(record, answer)
+        merged = ids[: len(prompt)] != prompt  # as in `_parted`: the prompt that is served decides
+        answer = self._encode(whole[len(asked) :], stand_ins) if merged else ids[len(prompt) :]
+        return prompt, self._up_to_stop(record, answer), merged
 
     def _up_to_stop(self, record: Record, answer: list[int]) -> list[int]:
         ends = [i for i, token in enumerate(answer) if token in self.stop_ids]
         if not ends:
-            names = ", ".join(quoted(self.tokenizer.id_to_token(i)) for i in sorted(self.stop_ids))
-            refuse(record.where, "completion", "no stop token after the answer", f"a template that ends a turn with one of {names}",
-                   "use another template: a model trained like this would never stop")  # fmt: skip
+            self._refuse_endless(record)
         return answer[: ends[-1] + 1]
 
-    def _row_of_all_turns(self, record: Record, messages: list[Message], stand_ins: dict[str, str]) -> Row:
-        """Loss on every assistant turn, found by rendering prefixes: no {% generation %} markers are needed."""
-        prompt, completion = self._last_turn(record, messages, stand_ins)
-        ids = prompt + completion
-        labels = label_mask(prompt, completion)
-        for index, message in enumerate(messages[:-1]):
-            if message.role != "assistant":
-                continue
-            before = self._encode(self.template.render(messages[:index], generation_prompt=True), stand_ins)
-            after = self._encode(self.template.render(messages[: index + 1], generation_prompt=False), stand_ins)
-            if ids[: len(before)] != before or after[: len(before)] != before or ids[: len(after)] != after:
-                refuse(record.where, f"messages[{index}]", "a turn whose tokens change when later turns follow",
-                       "a chat template whose prefixes stay as they are", "set template.loss_on: completion")  # fmt: skip
-            turn = self._up_to_stop(record, after[len(before) :])
-            labels[len(before) : len(before) + len(turn)] = turn
-        return Row(ids, labels, len(prompt), record)
+    def _row_of_turns(self, record: Record, messages: list[Message], stand_ins: dict[str, str], turns: list[int], row: Row) -> Row:
+        """The row with loss on several turns. Where a token spans the edge of a turn it carries no loss."""
+        whole = self.template.render(messages, generation_prompt=False)
+        spans = turn_spans(record.where, messages, turns, whole, self.template.render)
+        ids, places = self._encode_with_places(whole, stand_ins)
+        if ids[: len(row.input_ids)] != row.input_ids:  # the answer was encoded apart from its prompt: the places of all ids before it hold
+            edge = len(self.template.render(messages[:-1], generation_prompt=True))
+            prompt, first = self._encode_with_places(whole[:edge], stand_ins)
+            answer, second = self._encode_with_places(whole[edge:], stand_ins)
+            ids, places = prompt + answer, first + [(a + edge, b + edge) for a, b in second]
+        labels = [IGNORED] * len(row.input_ids)
+        for start, end in spans:
+            inside = [i for i, (a, b) in enumerate(places[: len(labels)]) if a >= start and b <= end and b > a]
+            stops = [i for i in inside if ids[i] in self.stop_ids]
+            if not stops:
+                self._refuse_endless(record)
+            for i in inside:
+                if i <= stops[-1]:
+                    labels[i] = ids[i]
+        return replace(row, labels=labels)
+
+    def _finished(self, row: Row) -> Row:
+        """The row, looked at once more before anything is trained on it, and cut where the recipe says so.
+
+        Raises Refusal where its last loss token is no stop token, or its loss tokens do not read as the completion.
+        """
+        record = row.record
+        last = len(row.labels) - 1
+        if row.labels[last] not in self.stop_ids and record.messages[-1].weight:
+            self._refuse_endless(record)
+        if self.spec.loss_on != "everything" and record.messages[-1].weight and record.messages[-1].tool_calls is None:
+            start = row.prompt_tokens
+            said, meant = self.tokenizer.decode(row.input_ids[start:last], skip_special_tokens=False), record.messages[-1].content
+            if said.strip() != meant.strip() and _bare(said) != _bare(meant):
+                refuse(record.where, "completion", f"loss tokens that read {quoted(said, 60)}", f"the completion, {quoted(meant, 60)}",
+                       "use another format: this one rewrites the answer")  # fmt: skip
+        return self._cut_left(row) if self.spec.truncate == "prompt_left" else row
+
+    def _cut_left(self, row: Row) -> Row:
+        """The row without the beginning of a prompt that is too long; a leading begin-of-text token stays."""
+        over = len(row.input_ids) - self.spec.max_tokens
+        keep = 1 if row.input_ids[:1] == [self._begin_id] else 0
+        if over <= 0 or over + keep >= row.prompt_tokens:
+            return row
+        cut = slice(keep, keep + over)
+        ids, labels = list(row.input_ids), list(row.labels)
+        del ids[cut], labels[cut]
+        return replace(row, input_ids=ids, labels=labels, prompt_tokens=row.prompt_tokens - over, cut_tokens=over)
+
+    def _refuse_endless(self, record: Record) -> NoReturn:
+        names = ", ".join(quoted(self.tokenizer.id_to_token(i)) for i in sorted(self.stop_ids))
+        refuse(record.where, "completion", "no stop token after the answer", f"a template that ends a turn with one of {names}",
+               "use another template: a model trained like this would never stop")  # fmt: skip
 
     # --- text to ids, with control texts kept as text
 
@@ -248,7 +298,7 @@ class Encoder:
             for text, char in stand_ins.items():  # longest first
                 content = content.replace(text, char)
                 calls = calls and calls.replace(text, char)
-            shielded.append(Message(message.role, content, calls, message.tool_call_id, message.name))
+            shielded.append(message.saying(content, calls))
         return shielded, {char: text for text, char in stand_ins.items()}
 
     def _refuse_unrendered_calls(self, messages: Sequence[Message]) -> None:
@@ -269,6 +319,22 @@ class Encoder:
             if not stand_ins:
                 break
         return ids + self._ids(text[start:])
+
+    def _encode_with_places(self, text: str, stand_ins: dict[str, str]) -> tuple[list[int], list[Span]]:
+        """Ids of rendered text, and the characters of it that each stands for."""
+        ids: list[int] = []
+        places: list[Span] = []
+        start = 0
+        for position in [i for i, char in enumerate(text) if char in stand_ins] + [len(text)] if stand_ins else [len(text)]:
+            encoded = self.tokenizer.encode(text[start:position], add_special_tokens=False)
+            ids += encoded.ids
+            places += [(a + start, b + start) for a, b in encoded.offsets]
+            if position < len(text):
+                inert = self._inert_ids(stand_ins[text[position]])
+                ids += inert
+                places += [(position, position + 1)] * len(inert)
+            start = position + 1
+        return ids, places
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids if text else []
@@ -292,6 +358,12 @@ class Encoder:
         """How one token reads, specials included, control characters visible."""
         return visible(self.tokenizer.decode([token], skip_special_tokens=False) or self.tokenizer.id_to_token(token) or f"<{token}>")
 
+    @cached_property
+    def _begin_id(self) -> int | None:
+        text = self.template.special_tokens.get("bos_token")
+        found: int | None = self.tokenizer.token_to_id(text) if text else None
+        return found
+
     @property
     def pad_id(self) -> int:
         """A token for padding: the tokenizer's own, or a stop token; padding is masked out everywhere."""
@@ -307,6 +379,11 @@ class Encoder:
     @property
     def tokenizer_digest(self) -> str:
         return digest_json(self.tokenizer.to_str())
+
+
+def _bare(text: str) -> str:
+    """Letters and signs alone: tokenizers may join or double blanks, and templates trim."""
+    return "".join(text.split())
 
 
 def open_encoder(folder: Path, spec: TemplateSpec, name: str) -> Encoder:

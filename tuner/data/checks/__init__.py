@@ -20,6 +20,7 @@ READING: dict[str, Check] = {
     "unreadable": Check(
         "a line or row that is not one strict object: broken, cut, repeated keys, NaN, too long, too deep, not UTF-8", "refuse", actions=("refuse", "drop")
     ),
+    "boundary": Check("a tokenizer that merges prompt and answer: the prompt that is served decides where the answer starts", "warn", actions=("warn", "off")),
     "structure": Check(
         "a record of no known or of another shape; roles, types and order of turns; tool calls without results", "refuse", actions=("refuse", "drop")
     ),
