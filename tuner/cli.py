@@ -5,8 +5,11 @@ It refuses nothing of its own but unknown commands; a Refusal from a room is pri
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -104,15 +107,17 @@ def check(
     _refuse_unwritable(findings, "--findings")
     _refuse_unwritable(html, "--html")
     began = time.monotonic()
+    recipe, is_bare = _recipe_or_files(targets, profile, with_base)
+    _refuse_overwriting({"--findings": findings, "--html": html}, recipe)
     with _Teller() as teller:
-        diagnosed = _diagnosed(targets, profile, with_base, teller)
+        diagnosed = _diagnosed(recipe, is_bare, with_base, teller)
     report = as_report(diagnosed.checked, diagnosed.accounts)
     if findings is not None:
-        write_text(findings, json_text(report["findings"]))
+        write_text(findings.resolve(), json_text(report["findings"]))
     if html is not None:
         from tuner.report.data_page import data_page
 
-        write_text(html, data_page(diagnosed.checked, report))
+        write_text(html.resolve(), data_page(diagnosed.checked, report))
     if as_json:
         sys.stdout.write(json_text(report))
     else:
@@ -124,18 +129,45 @@ def check(
         raise typer.Exit(Exit.REFUSED)
 
 
-def _diagnosed(targets: list[str], profile: str | None, with_base: bool, teller: _Teller) -> Diagnosed:
-    """The first target decides: a recipe with overrides, or files of records."""
-    from tuner import pipeline
+def _recipe_or_files(targets: list[str], profile: str | None, with_base: bool) -> tuple[Recipe, bool]:
+    """The first target decides: a recipe with overrides, or bare files of records with keys of data. True for bare files."""
     from tuner.recipe import recipe_for_files
 
-    if Path(targets[0]).suffix in {".yaml", ".yml"}:
-        prepared = pipeline.prepare(_recipe(Path(targets[0]), targets[1:], profile), teller, weights=with_base)
-        return pipeline.with_base_findings(prepared, teller) if with_base else prepared
-    if with_base:
-        refuse("command line", "--with-base", "files without a recipe", "a recipe: it names the base", "write a recipe with base.model")
-    overrides = [t for t in targets if "=" in t and not Path(t).exists()]
-    return pipeline.check_files(recipe_for_files([t for t in targets if t not in overrides], overrides), teller)
+    if Path(targets[0]).suffix.lower() in {".yaml", ".yml"}:
+        return _recipe(Path(targets[0]), targets[1:], profile), False
+    overrides = [t for t in targets if re.match(r"[a-z_]+(\.[A-Za-z0-9_-]+)*=", t)]
+    for word, found in (("--with-base", with_base), ("--profile", profile is not None)):
+        if found:
+            refuse("command line", word, "files without a recipe", "a recipe: it names the base and defines profiles", "write a recipe with base.model")
+    for words in overrides:
+        if not words.startswith("data."):
+            refuse("command line", words.partition("=")[0], "a key that files without a recipe do not have", "keys of data", "write a recipe, or leave it out")
+    return recipe_for_files([t for t in targets if t not in overrides], overrides), True
+
+
+def _diagnosed(recipe: Recipe, is_bare: bool, with_base: bool, teller: _Teller) -> Diagnosed:
+    from tuner import pipeline
+
+    if is_bare:
+        return pipeline.check_files(recipe, teller)
+    prepared = pipeline.prepare(recipe, teller, weights=with_base)
+    return pipeline.with_base_findings(prepared, teller) if with_base else prepared
+
+
+def _refuse_overwriting(outputs: dict[str, Path | None], recipe: Recipe) -> None:
+    """Raises Refusal where an output is a file that is read, no regular file, or another output."""
+    from tuner.data.splits import sources_of
+
+    folder = recipe.path.parent
+    taken = {(folder / os.path.expanduser(f)).resolve(): "a file that is read" for source in sources_of(recipe.data).values() for f in source.files}
+    taken[recipe.path.resolve()] = "the recipe"
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        found = taken.get(path.resolve()) or ("no regular file" if path.exists() and not path.is_file() else None)
+        if found is not None:
+            refuse(path, option, found, "a new file, or one of earlier findings", "choose another name")
+        taken[path.resolve()] = "another output"
 
 
 @app.command()
@@ -145,7 +177,7 @@ def select(
     drop_worst: Annotated[float, typer.Option(min=0.0, max=0.5, help="largest share of train left out for what the checks found against it")] = 0.05,
     output: Annotated[Path, typer.Option(help="new folder for train.jsonl, reasons.jsonl and recipe.yaml")] = Path("selected"),
 ) -> None:  # fmt: skip
-    """Choose fewer train records that keep its coverage: the worst left out, then farthest-first. Writes files, reasons and a recipe."""
+    """Choose fewer train records that keep its coverage, the worst left out. Writes the records, a reason for each, and a recipe."""
     from tuner import pipeline
 
     loaded = _recipe(recipe, overrides, profile)
@@ -311,7 +343,8 @@ def _checks() -> Iterator[tuple[str, str]]:
 
     for name, check_ in CHECKS.items():
         default = check_.default + "".join(f", {task}: {action}" for task, action in check_.by_task.items())
-        yield name, f"{check_.what}  [{default}]"
+        others = [action for action in check_.actions if action != check_.default]
+        yield name, f"{check_.what}  [{default}; or {', '.join(others)}]" if others else f"{check_.what}  [{default}]"
 
 
 def _metrics() -> Iterator[tuple[str, str]]:
@@ -503,15 +536,17 @@ def _say_checked(diagnosed: Diagnosed, brief: bool = False, seconds: float | Non
     from tuner.data.summary import groups, summary
 
     checked = diagnosed.checked
+    whole = summary(checked)
+    counts = ", ".join(f"{whole[f'{word}s']} {word}{'' if whole[f'{word}s'] == 1 else 's'}" for word in ("error", "warning", "note"))
+    used = ", ".join(f"{split} {count}" for split, count in whole["records"].items())
+    took = "" if seconds is None else f"; {seconds:.1f} s"
+    nothing = " - nothing to mend" if not checked.findings else ""
+    out.print(f"{counts} in {sum(whole['records'].values())} records ({visible(used)}){nothing}{took}", style="bold", markup=False, soft_wrap=True)
     for account in diagnosed.accounts:
         reasons = ", ".join(f"{name} {count}" for name, count in account["reasons"].items())
         why = f" ({reasons})" if reasons else ""
         said = f"read {account['read']} = kept {account['kept']} + dropped {account['dropped']}{why} + rejected {account['rejected']}"
         out.print(f"{visible(account['split']):18} {said}  {visible(account['file'])}", markup=False, soft_wrap=True)
-    whole = summary(checked)
-    used = ", ".join(f"{split} {count}" for split, count in whole["records"].items())
-    took = "" if seconds is None else f"; {seconds:.1f} s"
-    out.print(f"{visible(used)} records; {whole['errors']} errors, {whole['warnings']} warnings, {whole['notes']} notes{took}", markup=False, soft_wrap=True)
     if whole["redacted"]:
         out.print("redacted: " + ", ".join(f"{kind} {count}" for kind, count in whole["redacted"].items()), markup=False, soft_wrap=True)
     for split, counts in whole["tokens"].items():
@@ -629,6 +664,9 @@ def main() -> None:
     """Run the command line and exit with a documented code."""
     # Waiting threads spin briefly, then sleep: beside another busy process libgomp's long spinning made training 3x slower (LOG.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character shows its code
     try:
         with _signals():
             code = app(standalone_mode=False)
@@ -643,7 +681,10 @@ def main() -> None:
         err.print("terminated; nothing half-done was published", markup=False)
         code = Exit.TERMINATED
     except Exception as error:
-        if hasattr(error, "format_message"):  # click's own usage errors
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            err.print(f"no space left to write: {error.strerror}. What was published before stays whole.", markup=False)
+            code = Exit.REFUSED
+        elif hasattr(error, "format_message"):  # click's own usage errors
             err.print(f"{error.format_message()}\ntry `tuner --help`", markup=False, soft_wrap=True)
             code = Exit.REFUSED
         else:

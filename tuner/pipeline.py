@@ -27,7 +27,7 @@ from tuner.artifact.store import Version
 from tuner.base import Base, guard_tokenizer, resolve_base
 from tuner.catalog import choose
 from tuner.data.checks import CHECKS
-from tuner.data.doctor import Checked, examine, refuse_wrong_actions
+from tuner.data.doctor import Checked, examine, refuse_wrong_choices
 from tuner.data.findings import SEVERITY, Finding, Scene, finding
 from tuner.data.record import Message, Record
 from tuner.data.spec import CutSpec, SourceSpec
@@ -93,11 +93,11 @@ class Diagnosed:
         for account in self.splits.accounts:
             own = {account.split} if account.split != "train" else {"train", *self.cut_splits()}
             left = sum(kept[split, account.file] for split in own)
-            reasons = {name: by_file[account.file] for name, by_file in self.checked.dropped.items() if by_file.get(account.file)}
+            reasons = {name: sum(places.get((split, account.file), 0) for split in own) for name, places in self.checked.dropped_in.items()}
             lines.append({
                 "file": account.file, "split": account.split, "digest": account.digest, "read": account.read, "kept": left,
                 "dropped": account.read - account.rejected - left, "rejected": account.rejected,
-                "reasons": reasons | ({"take": account.not_taken} if account.not_taken else {}),
+                "reasons": {name: count for name, count in reasons.items() if count} | ({"take": account.not_taken} if account.not_taken else {}),
             })  # fmt: skip
         return lines
 
@@ -154,18 +154,25 @@ def prepare(recipe: Recipe, listener: Listener = QUIET, weights: bool = True) ->
         )
     scene = Scene(recipe.data, recipe.template.max_tokens, base.context_tokens, frozenset(encoder.control_texts))
     checked = examine(splits, scene, CHECKS, lambda records: count_tokens(encoder, records), listener.checking)
-    for split, records in checked.splits.records.items():
-        if not records and not checked.errors:
-            refuse(recipe.at("data", split.split(".")[0]), f"data.{split}", "no records left after checks", "at least one record",
-                   "look at what the checks dropped, or leave the split out")  # fmt: skip
+    _refuse_emptied(recipe, checked)
     return Prepared(recipe, checked, base, encoder)
 
 
 def check_files(recipe: Recipe, listener: Listener = QUIET) -> Diagnosed:
     """Read and check the recipe's data alone: no base, no template, so no token is counted."""
-    refuse_wrong_actions(CHECKS, recipe.data, lambda name: recipe.at("data", "checks", name))
+    refuse_wrong_choices(CHECKS, recipe.data, lambda *place: recipe.at("data", *place))
     splits = read_splits(recipe.data, recipe.path.parent, recipe.seed, listener.reading)
-    return Diagnosed(recipe, examine(splits, Scene(recipe.data), CHECKS, tick=listener.checking))
+    checked = examine(splits, Scene(recipe.data), CHECKS, tick=listener.checking)
+    _refuse_emptied(recipe, checked)
+    return Diagnosed(recipe, checked)
+
+
+def _refuse_emptied(recipe: Recipe, checked: Checked) -> None:
+    """Raises Refusal when checks that drop left nothing of a split."""
+    for split, records in checked.splits.records.items():
+        if not records and not checked.errors:
+            refuse(recipe.at("data", split.split(".")[0]), f"data.{split}", "no records left after checks", "at least one record",
+                   "look at what the checks dropped, or leave the split out")  # fmt: skip
 
 
 def _base_and_splits(recipe: Recipe, listener: Listener, weights: bool) -> tuple[Base, Splits]:
@@ -178,7 +185,7 @@ def _base_and_splits(recipe: Recipe, listener: Listener, weights: bool) -> tuple
         except Refusal as refusal:
             problems.extend(refusal.problems)
 
-    gathered(lambda: refuse_wrong_actions(CHECKS, recipe.data, lambda name: recipe.at("data", "checks", name)))
+    gathered(lambda: refuse_wrong_choices(CHECKS, recipe.data, lambda *place: recipe.at("data", *place)))
     gathered(lambda: metric_names(recipe.evaluate, recipe.data.task, recipe.at("evaluate", "metrics")))
     base = gathered(lambda: resolve_base(recipe.base, recipe.path.parent, recipe.at("base", "model"), weights))
     splits = gathered(lambda: read_splits(recipe.data, recipe.path.parent, recipe.seed, listener.reading))
@@ -204,7 +211,8 @@ def count_tokens(encoder: Encoder, records: Sequence[Record]) -> tuple[NDArray[n
             refused.append(replace(cut, check="overlong", severity="note"))
         if row.merged:
             merged = finding(record, "MERGED", "completion", "the tokenizer joins the end of the prompt with the beginning of the answer",
-                             "an answer that starts with a token of its own", "nothing is needed: the prompt that is served decides, in training too")  # fmt: skip
+                             "an answer that starts with a token of its own",
+                             "nothing is needed: the prompt that is served decides, in training too")  # fmt: skip
             refused.append(replace(merged, check="boundary"))
     return counts, refused
 
@@ -262,7 +270,7 @@ def select(recipe: Recipe, count: int, drop_worst: float, folder: Path, listener
 
 
 def _as_written(record: Record) -> dict[str, Any]:
-    return {"messages": [m.as_written() for m in record.messages], **record.extra}
+    return {**record.extra, "messages": [m.as_written() for m in record.messages]}
 
 
 def _with_files(recipe: Recipe, files: Mapping[str, object], folder: Path) -> Recipe:

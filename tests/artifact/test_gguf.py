@@ -25,7 +25,7 @@ OURS = {  # transformers' name: llama.cpp's, written out by hand from llama.cpp'
 }  # fmt: skip
 
 
-def random_lora(base: Path, folder: Path, **settings: Any) -> Path:
+def random_lora(base: Path, folder: Path, std: float = 0.3, **settings: Any) -> Path:
     """An adapter saved by PEFT itself, both matrices random."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -37,7 +37,7 @@ def random_lora(base: Path, folder: Path, **settings: Any) -> Path:
     )
     for name, parameter in model.named_parameters():
         if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=std)
     model.save_pretrained(folder)
     return folder
 
@@ -122,7 +122,8 @@ def test_alpha_gives_llama_cpp_the_scale_that_peft_computes(tiny_base: Path, tmp
     [
         ({"use_dora": True}, "use_dora"), ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"bias": "all"}, "bias"), ({"lora_bias": True}, "lora_bias"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"), ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights"), ({"peft_type": "IA3"}, "peft_type"), ({"lora_alpha": 0}, "lora_alpha"), ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"), ({"peft_type": "IA3"}, "peft_type"),
+        ({"lora_alpha": 0}, "lora_alpha"), ({"trainable_token_indices": [3]}, "trainable_token_indices"),
         ({"a_key_of_tomorrow": 1}, "a_key_of_tomorrow"), ({"r": 8}, "layers.0"),
     ],
 )  # fmt: skip

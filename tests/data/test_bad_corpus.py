@@ -177,7 +177,7 @@ def test_the_corpus_is_as_large_as_we_say_and_holds_every_code_that_reading_can_
     source = "".join((ROOT / "tuner" / "data" / f"{module}.py").read_text(encoding="utf-8") for module in ("files", "parse", "shapes", "sources"))
     codes = set(re.findall(r'"([A-Z]+(?:_[A-Z]+)*)"', re.sub(r'""".*?"""', "", source, flags=re.S)))
     codes -= {"UTF", "PAR"}  # parts of other words
-    elsewhere = {"MISSING", "UNREADABLE", "TWICE", "TOO_MANY"}  # of paths and of counts, in test_sources and test_reading_limits
+    elsewhere = {"MISSING", "UNREADABLE", "TWICE", "TOO_MANY", "NOT_A_FILE"}  # of paths and of counts, in test_sources and test_reading_limits
     assert codes - elsewhere == set(swept), (codes - elsewhere) ^ set(swept)
 
 
@@ -227,7 +227,7 @@ def test_every_line_that_is_not_blank_is_read_once_and_kept_or_rejected(name: st
         ('{"prompt": "a", "completoin": "b"}', "rename completoin to completion"),
         ('{"prompt": "a"}', "add completion"),
         ('{"output": "a"}', "add instruction"),
-        ('{"question": "a", "answer": "b"}', "name the columns under `columns:` in the recipe"),
+        ('{"question": "a", "answer": "b"}', "say which columns hold what: data.train.columns={prompt: question, completion: …}"),
         ('{"messages": [{"role": "asistant", "content": "a"}]}', "write assistant"),
         ('{"messages": [{"role": "sytem", "content": "a"}]}', "write system"),
     ],

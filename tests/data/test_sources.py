@@ -132,8 +132,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"completion": "x"}, "add prompt"),
     ({"instruction": "hi"}, "add output"),
     ({"prompt": "hi", "completoin": "x"}, "rename completoin to completion"),
-    ({"text": "hi"}, "columns:"),
-    ({}, "columns:"),
+    ({"text": "hi"}, "columns="),
+    ({}, "columns="),
     ({"\x1b[31mred": "hi"}, r"\\x1b\[31mred"),
 ]
 
@@ -321,12 +321,14 @@ def test_broken_csv_is_refused(tmp_path: Path, text: str, line: str, word: str) 
 
 def test_json_array_records_carry_the_line_on_which_they_start(tmp_path: Path) -> None:
     rows = [{"prompt": f"p{i}", "completion": "c\nd", "tags": [i, {"deep": [1]}]} for i in range(5)]
-    text = "\n[\n\n" + json.dumps(rows[0]) + ",\n" + json.dumps(rows[1], indent=2) + "\n,\n  " + json.dumps(rows[2]) + ", " + json.dumps(rows[3], indent=1)
+    text = "\n[\n\n" + json.dumps(rows[0]) + ",\n" + json.dumps(rows[1], indent=2) + "\n,\n  " + json.dumps(rows[2]) + ",\n " + json.dumps(rows[3], indent=1)
     text += ",\n\n" + json.dumps(rows[4]) + "\n]\n\n"
     reading = read_text(tmp_path, text, "a.json")
     starts = [text[: text.index(f'"p{i}"')].rindex("{") for i in range(5)]
     assert reading.findings == []
     assert [(r.line, r.messages[0].content) for r in reading.records] == [(text.count("\n", 0, start) + 1, f"p{i}") for i, start in enumerate(starts)]
+    shared = read_text(tmp_path, text.replace(",\n {", ", {"), "b.json")
+    assert [r.line for r in shared.records] == [1, 2, 3, 4, 5]  # two on a line: they are known by their number instead
 
 
 def test_records_of_an_array_on_one_line_are_told_apart_by_their_number(tmp_path: Path) -> None:

@@ -75,13 +75,17 @@ def open_format(name: str, folder: Path) -> tuple[ChatTemplate, Tokenizer]:
 
 
 def golden(name: str, folder: Path) -> dict[str, Any]:
-    """Text and ids of every case the format supports, as the golden file holds them."""
+    """Text and ids of every case the format supports, and what stands before and after the words of an answer, as the golden file holds them."""
     template, tokenizer = open_format(name, folder)
-    written: dict[str, Any] = {"tokenizer": "smollm2-135m-instruct" + "".join(f" {t}" for t in FAMILIES.get(name, ((), "", ""))[0]), "cases": {}}
+    family = "".join(f" {t}" for t in FAMILIES.get(name, ((), "", ""))[0])
+    written: dict[str, Any] = {"tokenizer": "smollm2-135m-instruct" + family, "cases": {}, "answer": []}
     for case, (messages, more) in CASES.items():
         if supported(name, case):
             text = template.render(messages, more)
             written["cases"][case] = {"text": text, "ids": tokenizer.encode(text, add_special_tokens=False).ids}
+    said = written["cases"]["single turn"]["text"].removeprefix(written["cases"]["prompt"]["text"])
+    stop = template.special_tokens["eos_token"] if FORMATS[name].stop == "eos_token" else FORMATS[name].stop
+    written["answer"] = [said[: said.index(ANSWER.content)], stop]
     return written
 
 
@@ -97,7 +101,7 @@ def main() -> None:
         for name in FORMATS:
             data = golden(name, format_base(name, smollm2, Path(scratch) / name))
             cases = ",\n".join(f"    {json.dumps(c)}: {json.dumps(v, ensure_ascii=False)}" for c, v in data["cases"].items())
-            text = f'{{\n  "tokenizer": {json.dumps(data["tokenizer"])},\n  "cases": {{\n{cases}\n  }}\n}}\n'
+            text = f'{{\n  "tokenizer": {json.dumps(data["tokenizer"])},\n  "answer": {json.dumps(data["answer"])},\n  "cases": {{\n{cases}\n  }}\n}}\n'
             (GOLDEN / f"{name}.json").write_text(text, encoding="utf-8")
             sys.stdout.write(f"{name}: {', '.join(data['cases'])}\n")
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import jinja2
+
 from tuner.artifact.gguf import Weights, write_lora_gguf, write_model_gguf
 from tuner.errors import refuse
 from tuner.safe_text import quoted
@@ -75,6 +77,8 @@ class LlamaCpp:
             )  # fmt: skip
         except (ValueError, RuntimeError) as error:
             refuse(model, "", f"llama.cpp: {quoted(error, 160)}", "a model, and an adapter of it, that llama.cpp loads", "see why with llama-cli -m")
+        if lora is not None and not self._llama._lora_adapter:  # the binding (0.3.36) misses a null pointer, and would serve the bare base
+            refuse(lora, "", "llama.cpp did not take this adapter", "a LoRA file made for the base it is served on", f"write it again for {model.name}")
 
     @classmethod
     def serve(cls, served: Served) -> LlamaCpp:
@@ -98,6 +102,10 @@ class LlamaCpp:
             handler(llama=asked, messages=[dict(m) for m in messages])
         except _Captured as captured:
             return captured.prompt
+        except (ValueError, jinja2.TemplateError) as error:
+            refuse(
+                self.name, "messages", quoted(error, 120), "turns that the model's chat template can render", "leave out what it cannot, such as a system turn"
+            )
         raise RuntimeError("llama-cpp-python answered a chat without asking its model")
 
     def tokenize(self, text: str) -> list[int]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 
 from tuner.catalog import choose
 from tuner.data.findings import SEVERITY, Check, Finding, Scene, Severity
+from tuner.data.language import LANGUAGES
 from tuner.data.measure import Context, CountTokens, measure
-from tuner.data.personal import hide
+from tuner.data.personal import Redactor
 from tuner.data.redaction import redacted
 from tuner.data.spec import DataSpec
 from tuner.data.splits import Splits
@@ -23,12 +24,21 @@ Tick = Callable[[str, int, int], None]  # (what, done, of)
 
 @dataclass(frozen=True)
 class Checked:
-    """The records that are left, every finding, and how many records each check dropped, by file."""
+    """The records that are left, every finding, and how many records each check dropped, by (split, file)."""
 
     context: Context
     findings: list[Finding]
-    dropped: Mapping[str, Mapping[str, int]]
+    dropped_in: Mapping[str, Mapping[tuple[str, str], int]]
     redacted: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def dropped(self) -> dict[str, dict[str, int]]:
+        """How many records each check dropped, by file."""
+        by_file: dict[str, Counter[str]] = {name: Counter() for name in self.dropped_in}
+        for name, places in self.dropped_in.items():
+            for (_, file), count in places.items():
+                by_file[name][file] += count
+        return {name: dict(counts) for name, counts in by_file.items()}
 
     @property
     def splits(self) -> Splits:
@@ -46,8 +56,27 @@ class Checked:
             raise Refusal(f.problem() for f in self.errors)
 
 
+def refuse_wrong_choices(checks: Mapping[str, Check], spec: DataSpec, where: Callable[..., object]) -> None:
+    """Raises Refusal for every unknown check, action a check cannot take, language and kind of personal data. `where` places a key of data."""
+    collector = Collector()
+    for call in (lambda: refuse_wrong_actions(checks, spec, lambda name: where("checks", name)), lambda: _refuse_languages(spec, where("languages")),
+                 lambda: Redactor(spec.redact, where("redact"))):  # fmt: skip
+        try:
+            call()
+        except Refusal as refusal:
+            collector.problems.extend(refusal.problems)
+    collector.raise_if_any()
+
+
+def _refuse_languages(spec: DataSpec, where: object) -> None:
+    if spec.languages:
+        known = {code: code for code in LANGUAGES if code}
+        for code in spec.languages:
+            choose(known, code, where, "data.languages")
+
+
 def refuse_wrong_actions(checks: Mapping[str, Check], spec: DataSpec, where: Callable[[str], object]) -> None:
-    """Raises Refusal for every unknown check, and for an action that would keep a record nobody could read."""
+    """Raises Refusal for every unknown check, and for an action that a check cannot take."""
     collector = Collector()
     for name, action in spec.checks.items():
         try:
@@ -56,7 +85,7 @@ def refuse_wrong_actions(checks: Mapping[str, Check], spec: DataSpec, where: Cal
             collector.problems.extend(refusal.problems)
             continue
         if action not in check.actions:
-            collector.add(where(name), f"data.checks.{name}", action, " or ".join(check.actions), f"tuner show checks says what {name} may do")
+            collector.add(where(name), f"data.checks.{name}", action, " or ".join(check.actions), f"write {check.actions[0]}")
     collector.raise_if_any()
 
 
@@ -70,13 +99,13 @@ def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tok
     measured = measure(splits, scene, active, count_tokens, None if tick is None else lambda done, of: tick("records", done, of))
     found: dict[str, list[Finding]] = {name: [] for name in checks}
     for finding in splits.findings:
-        found[finding.check].append(replace(finding, found=hide(finding.found)))  # what reading quotes is not yet masked
-    dropped: dict[str, Counter[str]] = {}
+        found[finding.check].append(finding)
+    dropped: dict[str, Counter[tuple[str, str]]] = {}
     gone: set[int] = set()
 
     def leave_out(name: str, positions: Iterable[int]) -> None:
         fresh = set(positions) - gone
-        dropped[name] = Counter(context.records[i].file for i in fresh)
+        dropped[name] = Counter((context.records[i].split, context.records[i].file) for i in fresh)
         gone.update(fresh)
 
     context = measured.context

@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 
 from tuner.catalog import nearest
 from tuner.data.findings import Finding
+from tuner.data.personal import hide
 from tuner.safe_text import quoted
 
 BLOCK = 1 << 20  # bytes read at a time
@@ -59,7 +60,7 @@ class Faults:
         if len(self.found) >= MOST_FAULTS:
             check, code, field_, found = "files", "TOO_MANY", "", f"more than {MOST_FAULTS} faults; the rest of the file was not read"
             accepted, fix = "a file of records", "look at the first few, and convert the file"
-        self.found.append(Finding(check, code, "error", self.file, line, "", field_, found, accepted, fix, self.split))
+        self.found.append(Finding(check, code, "error", self.file, line, "", hide(field_), hide(found), hide(accepted), hide(fix), self.split))
         if code == "TOO_MANY":
             raise Unreadable
 
@@ -77,6 +78,7 @@ class Stream:
     faults: Faults
     max_record_bytes: int
     max_file_bytes: int
+    by_number: bool = False
     size: int = 0
     _hash: object = field(default_factory=hashlib.sha256)
 
@@ -91,6 +93,10 @@ class Stream:
         if suffixes and suffixes[-1] in UNPACKERS:
             suffixes.pop()
         kind = suffixes[-1].lstrip(".") if suffixes else ""
+        if kind not in kinds and not self.path.exists():
+            raise self._missing()
+        if kind not in kinds and self.path.is_dir():
+            raise self.faults.stop("NOT_A_FILE", "a folder", "a file", "name the files in it")
         if kind not in kinds:
             raise self.faults.stop(
                 "SUFFIX", f"a file ending in {quoted(''.join(self.path.suffixes) or self.path.name)}",
@@ -105,6 +111,8 @@ class Stream:
     def blocks(self) -> Iterator[bytes]:
         """The unpacked bytes, a block at a time, counted and hashed. Raises Unreadable."""
         try:
+            if self.path.exists() and not self.path.is_file():
+                raise self.faults.stop("NOT_A_FILE", "a folder" if self.path.is_dir() else "a pipe or device", "a file", "name the files themselves")
             packed_bytes = self.path.stat().st_size
             if packed_bytes > self.max_file_bytes:
                 raise self._too_large(f"{packed_bytes} bytes")
@@ -160,7 +168,7 @@ class Stream:
 
     def _missing(self) -> Unreadable:
         folder = self.path.parent
-        near = nearest(self.path.name, (p.name for p in folder.iterdir())) if folder.is_dir() else None
+        near = nearest(self.path.name, (p.name for p in folder.iterdir() if p.exists())) if folder.is_dir() else None
         return self.faults.stop("MISSING", f"no such file (looked in {folder.name or '.'}/)", "an existing file",
                                 f"did you mean {near}?" if near else "paths in a recipe start at the recipe's folder")  # fmt: skip
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tuner.data.files import Line, Stream
+from tuner.data.personal import hide
 from tuner.safe_text import quoted, visible
 
 Raw = tuple[int, Mapping[str, Any] | None]  # (line or row, the object as written; None where it was rejected)
@@ -131,16 +132,21 @@ def _broken(stream: Stream, line: Line, text: str, error: json.JSONDecodeError) 
                           "convert the line ends")  # fmt: skip
     elif error.msg == "Extra data" and text.lstrip().startswith(("{", "[")):
         stream.faults.add("unreadable", "TWO_RECORDS", line.number, "",
-                          f"more after the end of the record, at column {error.colno}: {quoted(text[error.pos : error.pos + 40], 40)}",
+                          f"more after the end of the record, at column {error.colno}: {_excerpt(text, error.pos, error.pos + 40)}",
                           "one JSON object a line", "put each record on a line of its own")  # fmt: skip
     else:
-        near = quoted(text[max(error.pos - 20, 0) : error.pos + 20], 44)
+        near = _excerpt(text, max(error.pos - 20, 0), error.pos + 20)
         end = len(text.rstrip())
         within = error.msg.startswith("Unterminated") or error.pos > end - LONGEST_TOKEN
         cut = not line.ended and (error.pos >= end or (within and text[end - 1] != "}"))
         stream.faults.add("unreadable", "TRUNCATED" if cut else "BROKEN_JSON", line.number, "",
                           f"broken JSON at column {error.colno}: {error.msg.lower()}, near {near}" + (", where the file ends" if cut else ""),
                           "one whole JSON object a line", f"mend or delete line {line.number}")  # fmt: skip
+
+
+def _excerpt(text: str, start: int, end: int) -> str:
+    """Part of a line, quoted; nothing of a line that holds personal data, which a cut might no longer show as such."""
+    return quoted(text[start:end], 44) if hide(text) == text else "(not shown: the line holds personal data or a secret)"
 
 
 def _as_object(stream: Stream, number: int, value: Any) -> Mapping[str, Any] | None:
@@ -252,8 +258,12 @@ _NOT_SPACE = re.compile(r"[^ \t\r\n]")
 _LENIENT = json.JSONDecoder(parse_int=str)
 
 
+class SharedLine(Exception):
+    """Two records of an array start on one line: the file is read again, records known by their number."""
+
+
 def _json_array(stream: Stream) -> Iterator[Raw]:
-    """A JSON array of objects, each with the line on which it starts; in an array all on line 1, with its number in the array, counted from 1.
+    """A JSON array of objects, each with the line on which it starts; where two start on one line, each with its number in the array, from 1.
 
     Stops where the array breaks off: nothing behind that can be trusted.
     """
@@ -261,14 +271,16 @@ def _json_array(stream: Stream) -> Iterator[Raw]:
     first = text.skip()
     if first != "[":
         hint = "rename it to .jsonl: it holds one object a line" if first == "{" else "wrap the records in [ ]"
-        raise stream.faults.stop("NOT_ARRAY", quoted(text.ahead(20)), "a JSON array of objects", hint, text.line)
+        raise stream.faults.stop("NOT_ARRAY", quoted(hide(text.ahead(200)), 20), "a JSON array of objects", hint, text.line)
     text.at += 1
     mark = text.skip()
-    number, on_one_line = 0, False
+    number, last = 0, 0
     while mark != "]":
         number += 1
-        on_one_line = on_one_line or (number == 2 and text.line == 1)
-        line = number if on_one_line else text.line
+        if text.line == last and not stream.by_number:
+            raise SharedLine
+        last = text.line
+        line = number if stream.by_number else text.line
         try:
             value = text.value()
         except BadJson as bad:
@@ -287,7 +299,7 @@ def _json_array(stream: Stream) -> Iterator[Raw]:
             text.skip()
     text.at += 1
     if text.skip():
-        raise stream.faults.stop("AFTER_ARRAY", f"more after the end of the array: {quoted(text.ahead(40), 40)}", "one JSON array",
+        raise stream.faults.stop("AFTER_ARRAY", f"more after the end of the array: {quoted(hide(text.ahead(200)), 40)}", "one JSON array",
                                  "delete what follows the last ], or put one record a line in a .jsonl file", text.line)  # fmt: skip
 
 
@@ -371,6 +383,10 @@ def _csv_fix(error: Exception) -> str:
 
 
 def _header(stream: Stream, row: list[str], line: int) -> list[str]:
+    if len(row) == 1 and (mark := next((m for m in (";", "\t", "|") if m in row[0]), None)):
+        parted = {";": "semicolons", "\t": "tabs", "|": "bars"}[mark]
+        raise stream.faults.stop("HEADER", f"one column, {quoted(row[0], 60)}", "columns parted by commas, or by tabs in a .tsv file",
+                                 f"the file seems to be parted by {parted}: export it again with commas", line)  # fmt: skip
     names = [cell.strip() for cell in row]
     if len(set(names)) != len(names) or not all(names):
         raise stream.faults.stop("HEADER", f"column names {quoted(names)}", "names that are present and differ", "name every column once", line)

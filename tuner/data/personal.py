@@ -92,8 +92,8 @@ class Redactor:
     `kinds` are names of KINDS, `personal`, `secret` or `all`. Raises Refusal for a name that is none of these.
     """
 
-    def __init__(self, kinds: Iterable[str]):
-        self.kinds = frozenset(name for kind in kinds for name in choose(_CHOICES, kind, "recipe", "data.redact"))
+    def __init__(self, kinds: Iterable[str], where: object = "recipe"):
+        self.kinds = frozenset(name for kind in kinds for name in choose(_CHOICES, kind, where, "data.redact"))
         self._numbers: dict[str, dict[str, int]] = {}
 
     def redact(self, text: str) -> tuple[str, Counter[str]]:

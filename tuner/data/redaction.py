@@ -29,7 +29,8 @@ def redacted(splits: Splits, kinds: Sequence[str]) -> tuple[Splits, Counter[str]
 
 def _record(record: Record, redactor: Redactor, counts: Counter[str]) -> Record:
     messages = tuple(_message(m, redactor, counts) for m in record.messages)
-    return record if messages == record.messages else Record(messages, record.file, record.line, record.split, record.extra)
+    extra = {key: _value(of, redactor, counts) for key, of in record.extra.items()}
+    return Record(messages, record.file, record.line, record.split, extra)
 
 
 def _message(message: Message, redactor: Redactor, counts: Counter[str]) -> Message:

@@ -73,6 +73,9 @@ def select(checked: Checked, count: int, drop_worst: float, seed: int) -> Select
     candidates = [i for i in range(len(records)) if i not in worst]
     if count > len(candidates):
         refuse("command line", "--count", count, f"at most {len(candidates)}, the train records left after the worst", "choose fewer")
+    labels = len({records[i].completion for i in candidates}) if context.task == "label" else 1
+    if count < labels:
+        refuse("command line", "--count", count, f"at least {labels}: one record for every label", "choose more")
     order = _chosen(records, vectors, candidates, count, context.task, seed)
     rank = {row: place for place, row in enumerate(order, start=1)}
     cosine, near = nearest(vectors, vectors[order], 1)

@@ -111,9 +111,20 @@ class Shaper:
                 if slip:
                     self._add("SHAPE", slip, f"keys {listed}", accepted, f"rename {slip} to {name}")
                     return
+        if "mapping" in table:
+            self._add("SHAPE", "mapping", "a ChatGPT export", accepted, "walk its `mapping` and write each conversation as messages")
+            return
         present = [n for names in SHAPE_KEYS.values() for n in names if n in table]
         absent = next((n for names in SHAPE_KEYS.values() if present and present[0] in names for n in names if n not in table), "")
-        self._add("SHAPE", absent, f"keys {listed}", accepted, f"add {absent}" if absent else "name the columns under `columns:` in the recipe")
+        self._add(
+            "SHAPE",
+            absent,
+            f"keys {listed}",
+            accepted,
+            f"add {absent}"
+            if absent
+            else f"say which columns hold what: data.{self.faults.split}.columns={{prompt: {keys[0] if keys else '…'}, completion: …}}",
+        )
 
     # --- messages
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from tuner.data.files import Faults, Stream, Unreadable, shown_path
 from tuner.data.findings import Finding
-from tuner.data.parse import READERS, Raw, json_line
+from tuner.data.parse import READERS, Raw, SharedLine, json_line
 from tuner.data.record import Record
 from tuner.data.shapes import Shaper, plain_record
 from tuner.data.spec import Columns, SourceSpec
@@ -102,9 +102,11 @@ def _take(records: list[Record], count: int | None, seed: int) -> list[Record]:
     return [records[i] for i in sorted(ranked[:count])]
 
 
-def read_file(path: Path, faults: Faults, columns: Columns | None, limits: Limits, tick: Tick = no_tick) -> tuple[list[Record], FileAccount]:
+def read_file(
+    path: Path, faults: Faults, columns: Columns | None, limits: Limits, tick: Tick = no_tick, by_number: bool = False
+) -> tuple[list[Record], FileAccount]:
     """Every record of one file, and its account. read = records + rejected, also where the file breaks off."""
-    stream = Stream(path, faults, limits.record_bytes, limits.file_bytes)
+    stream = Stream(path, faults, limits.record_bytes, limits.file_bytes, by_number)
     records: list[Record] = []
     read = 0
     try:
@@ -120,6 +122,9 @@ def read_file(path: Path, faults: Faults, columns: Columns | None, limits: Limit
             faults.stop("EMPTY", "no records", "at least one record", "remove the file from the recipe, or fill it")
     except Unreadable:
         pass
+    except SharedLine:
+        faults.found.clear()
+        return read_file(path, faults, columns, limits, tick, by_number=True)
     tick(faults.file, stream.size)
     return records, FileAccount(faults.file, faults.split, stream.digest if stream.size else "", stream.size, read, read - len(records))
 

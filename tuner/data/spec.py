@@ -47,6 +47,9 @@ def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+Names = Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])]
+
+
 def _path_alone(value: object) -> object:
     return {"files": value} if isinstance(value, (str, list)) else value
 
@@ -101,9 +104,9 @@ class DataSpec(Section):
     references: Literal["auto", "one", "many"] = Field(
         "auto", description="completions a prompt may have; auto: one for labels and JSON, many where a tenth of the prompts have several"
     )
-    languages: list[str] = Field(default_factory=list, description="languages expected, as ISO 639-1 codes; empty: whatever most records are in")
+    languages: Names = Field(default_factory=list, description="languages expected, as ISO 639-1 codes; empty: whatever most records are in")
     fresh_since: Date | None = Field(None, description="records whose as_of date is older are stale (YYYY-MM-DD)")
-    redact: list[str] = Field(
+    redact: Names = Field(
         default_factory=list, description="kinds of personal data and secrets to replace by typed placeholders, or [all]; see `tuner show personal`"
     )
     checks: dict[str, Action] = Field(default_factory=dict, description="what each check may do: refuse, warn, drop (counted) or off; see `tuner show checks`")

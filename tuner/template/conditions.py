@@ -52,8 +52,12 @@ def _places(tree: nodes.Template, carrying: set[str]) -> Iterator[tuple[nodes.No
         elif isinstance(node, nodes.Getitem):
             if _carries(node.arg, carrying):
                 yield node, "content is a key"
-        elif isinstance(node.node, nodes.Getattr) and node.node.attr in _LOOKING and _any_carry([node.node.node, *node.args], carrying):
-            yield node, f"content is searched: {node.node.attr}{_constants(node)}"
+        elif isinstance(node, nodes.Call) and (method := _method(node)) in _LOOKING and _any_carry([node.node, *node.args], carrying):
+            yield node, f"content is searched: {method}{_constants(node)}"
+
+
+def _method(call: nodes.Call) -> str:
+    return call.node.attr if isinstance(call.node, nodes.Getattr) else ""
 
 
 def _only_picks(node: nodes.Filter, carrying: set[str]) -> bool:

@@ -64,6 +64,15 @@ class ChatTemplate:
         return own[len(before) : len(own) - len(between)] if fits else None
 
     @cached_property
+    def multi_turn(self) -> bool:
+        """Whether it renders a question after an answer, as chats of several turns and few-shot examples need. Found by rendering one."""
+        try:
+            asked = self.render([Message("user", "a"), Message("assistant", "b"), Message("user", _QUESTION)], generation_prompt=True)
+        except Refusal:
+            return False
+        return _QUESTION in asked
+
+    @cached_property
     def _sandbox(self) -> Sandbox:
         return Sandbox()
 

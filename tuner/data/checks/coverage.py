@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tuner.data.coverage import MIN_UNCOVERED, REDUNDANT, regions
+from tuner.data.coverage import MIN_TRAIN, MIN_UNCOVERED, REDUNDANT, regions
 from tuner.data.coverage import coverage as cover
 from tuner.data.coverage import redundancy as redundant_rows
 from tuner.data.embedding import MAX_UNKNOWN, Centring, Vectors, available, centred, static_encoder
@@ -49,6 +49,8 @@ def coverage(context: Context) -> Iterator[Finding]:
     held_out = [context.records[i] for i in context.ranges.get("held_out", range(0))]
     found = cover(ours, theirs, middle.apply(questions(held_out)[0]) if len(held_out) >= ENOUGH else None)
     if found is None:
+        yield remark(file, "TOO_FEW", "messages", f"{len(train)} train records", f"at least {MIN_TRAIN} different ones, or nothing can be said",
+                     "collect more before asking what they cover", "production")  # fmt: skip
         return
     low, high = found.interval
     yield remark(file, "COVERED", "messages", f"{found.share:.1%} [{low:.1%}, {high:.1%}] of {len(production)} production inputs have near training examples "

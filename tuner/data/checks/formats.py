@@ -139,7 +139,7 @@ def unused_columns(context: Context) -> Iterator[Finding]:
         for name, count in unused.items():
             if name not in known:
                 yield remark(context.file(split), "TOOLS" if name == "tools" else "UNUSED", masked_quote(name, 40),
-                             f"a value on {count} of {len(among)} records of {split}",
+                             f"the column {masked_quote(name, 40)} has a value on {count} of {len(among)} records of {split}",
                              "columns the recipe uses", "nothing is needed if the model does not need it; else put it into the prompt", split)  # fmt: skip
 
 

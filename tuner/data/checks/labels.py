@@ -17,7 +17,7 @@ from tuner.data.findings import Check, Finding, finding, remark
 from tuner.data.label_noise import suspects
 from tuner.data.measure import Context
 from tuner.data.personal import masked_quote
-from tuner.data.record import Record
+from tuner.data.record import Record, normalised
 
 FEW = 5  # records of a label below which it is rare
 SHARP = 50  # times as many records of the commonest label as of the rarest
@@ -63,12 +63,12 @@ def similar_labels(context: Context) -> Iterator[Finding]:
         common, rare = sorted((one, other), key=lambda label: -counts[label])
         yield finding(first[rare], "SIMILAR_LABELS", "completion",
                       f"{masked_quote(rare, 40)} ({counts[rare]} records) beside {masked_quote(common, 40)} ({counts[common]})",
-                      "one spelling a label", f"rename one of them, if both mean {masked_quote(common, 40)}")  # fmt: skip
+                      "one spelling a label", f"rename one of them, if both mean {masked_quote(common.strip(), 40)}")  # fmt: skip
 
 
 def _bare(label: str) -> str:
     """Letters and digits of the words in alphabetical order, plurals cut."""
-    found = re.findall(r"[^\W_]+", label.casefold())
+    found = re.findall(r"[^\W_]+", normalised(label))
     return " ".join(sorted(w.removesuffix("s") if len(w) > 3 else w for w in found)) or label
 
 

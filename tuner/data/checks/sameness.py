@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tuner.catalog import suggestion
 from tuner.data.disagree import Answer, disagreement
-from tuner.data.findings import Check, Finding, finding
+from tuner.data.findings import Check, Finding, finding, remark
 from tuner.data.measure import Context, positions_by
 from tuner.data.near import COPY, gives_away
 from tuner.data.personal import hide, masked_quote
@@ -20,7 +22,7 @@ from tuner.data.record import Record, normalised
 from tuner.data.shingles import Hashes, difference, grams, hashed_words, jaccard, shingle_set, words
 from tuner.data.splits import OOD
 from tuner.data.workers import spread
-from tuner.safe_text import quoted
+from tuner.safe_text import quoted, visible
 
 LEAK_WORDS, GRADE_WORDS = 13, 8  # a run of 13 words is no accident; the share of runs of 8 says how much of an item leaked
 MOST_SHARED = 0.5  # share of an item's runs of 8 words that may stand in one train record
@@ -282,6 +284,12 @@ def group_overlap(context: Context) -> Iterator[Finding]:
     """A customer, conversation or document (data.cut.group_by) with records in train and elsewhere. Every record elsewhere is a finding."""
     column = context.scene.spec.cut.group_by
     if column is None:
+        return
+    if context.records and not any(column in r.extra for r in context.records):
+        columns = sorted({visible(name) for r in context.records[:100] for name in r.extra})
+        said = remark(context.file("train"), "NO_GROUP", "data.cut.group_by", f"no record has a column {masked_quote(column, 40)}",
+                      "a column of the records", suggestion(column, columns) if columns else "name another column", "train")  # fmt: skip
+        yield replace(said, severity="warning")
         return
     home: dict[str, Record] = {}
     for i in context.ranges.get("train", range(0)):

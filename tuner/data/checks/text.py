@@ -5,7 +5,6 @@ They judge how text is written, never what it says; the repaired text is shown, 
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -18,6 +17,7 @@ from ftfy import fix_encoding
 from ftfy.badness import is_bad
 
 from tuner.data.findings import Check, Finding, Scene, finding
+from tuner.data.parse import decode
 from tuner.data.personal import masked_quote
 from tuner.data.record import Record
 
@@ -69,8 +69,8 @@ def json_completion(record: Record, scene: Scene) -> Iterator[Finding]:
     if scene.task != "json":
         return
     try:
-        value = json.loads(record.completion)
-    except (ValueError, RecursionError):  # ValueError: broken JSON, or a number of more than 4,300 digits
+        value = decode(record.completion)
+    except ValueError:  # broken JSON, or what parsers let through: repeated keys, NaN, endless numbers
         value = None
     if not isinstance(value, dict):
         yield finding(record, "NOT_JSON", "completion", masked_quote(record.completion), "one JSON object", f"mend or delete line {record.line}")
