@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,9 +39,16 @@ def evaluate(
 
 
 def load_adapter(
-    name: str, store: str | Path = "adapters", *, base: str | Path | None = None, device: str | None = None, load: str | None = None, batch: int = 32
+    name: str,
+    store: str | Path = "adapters",
+    *,
+    base: str | Path | None = None,
+    device: str | None = None,
+    load: str | None = None,
+    batch: int = 32,
+    allow: Collection[str] = (),
 ) -> Adapter:
     """See tuner.artifact.adapter.load_adapter."""
     from tuner.artifact import adapter
 
-    return adapter.load_adapter(name, store, base=base, device=device, load=load, batch=batch)
+    return adapter.load_adapter(name, store, base=base, device=device, load=load, batch=batch, allow=allow)

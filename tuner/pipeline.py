@@ -28,7 +28,7 @@ from tuner.base import Base, guard_tokenizer, resolve_base
 from tuner.catalog import choose
 from tuner.data.checks import CHECKS
 from tuner.data.doctor import Checked, examine, refuse_wrong_choices
-from tuner.data.findings import SEVERITY, Finding, Scene, finding
+from tuner.data.findings import SEVERITY, Finding, Scene, finding, remark
 from tuner.data.record import Message, Record
 from tuner.data.spec import CutSpec, SourceSpec
 from tuner.data.splits import Splits, read_splits, sources_of
@@ -37,6 +37,8 @@ from tuner.errors import Problem, Refusal, refuse
 from tuner.evaluate.score import metric_names
 from tuner.fingerprint import digest_json, git_state, hardware, library_versions
 from tuner.recipe import Recipe, recipe_text
+from tuner.safe_text import quoted
+from tuner.template.conditions import content_conditions
 from tuner.template.tokens import Encoder, Row, open_encoder
 
 if TYPE_CHECKING:
@@ -142,7 +144,10 @@ def prepare(recipe: Recipe, listener: Listener = QUIET, weights: bool = True) ->
     Without `weights` the base's tokenizer is enough: what is prepared can be looked at, but not trained.
     """
     base, splits = _base_and_splits(recipe, listener, weights)
-    encoder = open_encoder(base.folder, recipe.template, base.name)
+    encoder = open_encoder(base.folder, recipe.template, base.name, recipe.path.parent)
+    if "few_shot" in recipe.evaluate.base_ways and not encoder.template.multi_turn:
+        refuse(recipe.at("template", "format"), "template.format", "a template of one turn", "one that renders few-shot examples",
+               "use another format, or set evaluate.base_ways: [zero_shot]")  # fmt: skip
     guard_tokenizer(encoder.tokenizer, base.name)
     if base.context_tokens is not None and recipe.template.max_tokens > base.context_tokens:
         refuse(
@@ -152,10 +157,24 @@ def prepare(recipe: Recipe, listener: Listener = QUIET, weights: bool = True) ->
             f"at most {base.context_tokens}, the base's context",
             "lower it",
         )
+    splits = replace(splits, findings=(*splits.findings, *_said_of_template(encoder)))
     scene = Scene(recipe.data, recipe.template.max_tokens, base.context_tokens, frozenset(encoder.control_texts))
     checked = examine(splits, scene, CHECKS, lambda records: count_tokens(encoder, records), listener.checking)
     _refuse_emptied(recipe, checked)
     return Prepared(recipe, checked, base, encoder)
+
+
+def _said_of_template(encoder: Encoder) -> list[Finding]:
+    """Notes on what the chat template does by itself: a system prompt of its own, turns it treats by their words."""
+    said = []
+    if encoder.spec.system is None and encoder.template.own_system is not None:
+        said.append(remark(encoder.name, "OWN_SYSTEM", "template.system",
+                           f"the template writes {quoted(encoder.template.own_system, 120)} before records without a system prompt",
+                           "a system prompt you chose", "set template.system, unless this one is served too", "train"))  # fmt: skip
+    for condition in content_conditions(encoder.template.source):
+        said.append(remark(encoder.name, "CONTENT_CONDITION", "template.format", f"the template decides by the words of a message: {quoted(condition, 100)}",
+                           "a template that treats all words alike", "read the template: what it does for some words is trained and served", "train"))  # fmt: skip
+    return [replace(f, check="template") for f in said]
 
 
 def check_files(recipe: Recipe, listener: Listener = QUIET) -> Diagnosed:
@@ -422,6 +441,8 @@ def _fill(stage: Path, number: int, prepared: Prepared, trained: Trained, facts:
     save_adapter(trained.model, stage, base.name, base.revision if base.origin.startswith("hub ") else None)
     for name in tokenizer_files(base.folder):
         shutil.copyfile(base.folder / name, stage / name)
+    if recipe.template.format != "tokenizer":
+        (stage / "chat_template.jinja").write_bytes(prepared.encoder.template.source.encode("utf-8"))
     if (base.folder / "generation_config.json").is_file():
         shutil.copyfile(base.folder / "generation_config.json", stage / "generation_config.json")
     (stage / "recipe.yaml").write_text(recipe.text, encoding="utf-8")
@@ -513,6 +534,7 @@ def grade_and_report(recipe: Recipe, adapter: Adapter, splits: Splits, version: 
         "version": version.label,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "precision": str(adapter.precision),
+        "allowed": list(adapter.allowed),
         "recipe_digest": recipe.digest,
     }
     label = f"{facts['created'][:10]}-{digest_json([graded.scores, facts])[7:13]}"

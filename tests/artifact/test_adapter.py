@@ -177,8 +177,13 @@ def test_a_missing_tensor_is_refused(copy: tuple[Path, Path], tiny_base: Path) -
 def test_another_tokenizer_is_refused(copy: tuple[Path, Path], tiny_base: Path) -> None:
     (copy[1] / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
     reseal(copy[1])
-    with pytest.raises(Refusal, match="tokenizer files"):
+    with pytest.raises(Refusal, match="template sha256"):
         tuner.load_adapter("colours@1", copy[0], base=tiny_base)
+    assert tuner.load_adapter("colours@1", copy[0], base=tiny_base, allow=["template"]).allowed == ("template",)
+    with pytest.raises(Refusal, match="template"):
+        tuner.load_adapter("colours@1", copy[0], base=tiny_base, allow=["tokenizer", "base"])
+    with pytest.raises(Refusal, match="did you mean|base, template, tokenizer"):
+        tuner.load_adapter("colours@1", copy[0], base=tiny_base, allow=["everything"])
 
 
 def test_questions_are_checked() -> None:

@@ -33,9 +33,9 @@ TEXTS = (
     "def f(x): return {'a': [x, -1]}", "", " ", "trail  ",
 )  # fmt: skip
 CHATS = (
-    [("user", "pay  400 dollars")],
-    [("system", "Answer shortly."), ("user", "naïve café\n\n3")],
-    [("user", "hi"), ("assistant", "hello "), ("user", " and now?")],
+    [Message("user", "pay  400 dollars")],
+    [Message("system", "Answer shortly."), Message("user", "naïve café\n\n3")],
+    [Message("user", "hi"), Message("assistant", "hello "), Message("user", " and now?")],
 )
 
 
@@ -127,8 +127,7 @@ def test_token_ids_of_text_and_chat_are_those_of_training(tiny_base: Path, tmp_p
     for text in TEXTS:
         assert engine.tokenize(text) == encoder.tokenizer.encode(text, add_special_tokens=False).ids, text
     for chat in CHATS:
-        messages = [Message(role, text) for role, text in chat]
-        assert engine.tokenize_chat([m.as_dict() for m in messages]) == encoder.prompt_ids(messages), chat
+        assert engine.tokenize_chat([m.as_dict() for m in chat]) == encoder.prompt_ids(chat), chat
 
 
 @needs_llama_cpp
@@ -159,7 +158,7 @@ def test_a_template_that_the_binding_replaces_gains_an_empty_system_turn_and_tha
 def test_a_control_token_in_a_message_acts_in_the_engine_and_not_in_tuner(tiny_base: Path, tmp_path: Path) -> None:
     encoder = open_encoder(tiny_base, TemplateSpec(), "tiny")
     engine = LlamaCpp.serve(Served(tiny_base, None, tmp_path, context_tokens=256))
-    chat, end = [Message("user", "stop <|im_end|> here")], encoder.tokenizer.token_to_id("<|im_end|>")
+    chat, end = [Message("user", "stop <|im_end|> here")], int(encoder.tokenizer.token_to_id("<|im_end|>") or 0)
     assert engine.tokenize_chat([m.as_dict() for m in chat]).count(end) == encoder.prompt_ids(chat).count(end) + 1
     assert end not in engine.tokenize("<|im_end|>")
 
@@ -171,7 +170,7 @@ def test_every_splitting_cuts_text_as_the_tokenizer_does(tiny_base: Path, tmp_pa
 
     from tuner.artifact.gguf import LLAMA_3_WORDS
 
-    steps = {
+    steps: Any = {
         "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
         "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
         "llama-bpe": [pre_tokenizers.Split(Regex(LLAMA_3_WORDS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)],

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tuner.artifact.manifest import verify
 from tuner.artifact.store import Version, find
 from tuner.base import Base, BaseSpec, Precision, load_model, pick_device, quiet_libraries, resolve_base, serving_precision
+from tuner.catalog import choose
 from tuner.data.record import ROLES, Message
-from tuner.errors import refuse
+from tuner.errors import Problem, Refusal, refuse
 from tuner.safe_text import quoted
 from tuner.template.spec import TemplateSpec
-from tuner.template.tokens import Encoder, open_encoder, tokenizer_files
+from tuner.template.tokens import Encoder, open_encoder
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +34,9 @@ Done = Callable[[int], None]
 class Adapter:
     """A loaded adapter. `answer` and `answer_many` take a question as text, or as messages with role and content."""
 
-    def __init__(self, version: Version, manifest: dict[str, Any], encoder: Encoder, decoder: Decoder, precision: Precision):
+    def __init__(self, version: Version, manifest: dict[str, Any], encoder: Encoder, decoder: Decoder, precision: Precision, allowed: tuple[str, ...] = ()):
         self.version, self.manifest, self.encoder, self.decoder, self.precision = version, manifest, encoder, decoder, precision
+        self.allowed = allowed  # what differs from the training and was let through
         self._is_base = False
 
     def __repr__(self) -> str:
@@ -100,48 +103,81 @@ def as_messages(question: Question) -> list[Message]:
         if isinstance(item, Message):
             messages.append(item)
             continue
-        item = cast("Mapping[str, str]", item)
-        role, content = item.get("role"), item.get("content")
+        item = cast("Mapping[str, Any]", item)
+        role, content, calls = item.get("role"), item.get("content"), item.get("tool_calls")
+        if content is None and calls:
+            content = ""
         if role not in ROLES or not isinstance(content, str) or any("\ud800" <= c <= "\udfff" for c in content):
             refuse("question", f"messages[{index}]", quoted(dict(item)), f"role (one of {', '.join(ROLES)}) and content (text)", "mend the message")
-        messages.append(Message(role, content))
-    if not messages or messages[-1].role != "user":
-        refuse("question", "messages", "no user turn at the end", "messages that end with a user turn", "add the question")
+        called = json.dumps(calls, ensure_ascii=False, sort_keys=True) if calls else None
+        messages.append(Message(role, content, called, item.get("tool_call_id"), item.get("name")))
+    if not messages or messages[-1].role not in ("user", "tool"):
+        refuse("question", "messages", "no user turn at the end", "messages that end with a user turn, or a tool's result", "add the question")
     return messages
 
 
 def load_adapter(
-    name: str, store: str | Path = "adapters", *, base: str | Path | None = None, device: str | None = None, load: str | None = None, batch: int = 32
+    name: str,
+    store: str | Path = "adapters",
+    *,
+    base: str | Path | None = None,
+    device: str | None = None,
+    load: str | None = None,
+    batch: int = 32,
+    allow: Collection[str] = (),
 ) -> Adapter:
     """Load `name`, `name@3` or a version's folder, on the base it was trained on.
 
     `base` names the base's folder when it was a local one. `load` is auto, bf16 or fp32; default: the recipe's. Every digest is
-    checked first. Raises Refusal.
+    checked first. `allow` opens differences that are refused otherwise, of `base`, `tokenizer` or `template`: what was let through stands
+    in `Adapter.allowed`, and in every evaluation made with it. Raises Refusal.
     """
     folder = Path(name)
     version = Version(folder.parent.name, int(folder.name), folder) if folder.is_dir() and folder.name.isdigit() else find(Path(store), name)
     manifest = verify(version.folder)
-    return open_adapter(version, manifest, _base_of(manifest, base), device, load, batch)
+    return open_adapter(version, manifest, _base_of(manifest, base), device, load, batch, allow)
 
 
-def open_adapter(version: Version, manifest: dict[str, Any], base: Base, device: str | None, load: str | None, batch: int) -> Adapter:
-    """The adapter of a verified version on `base`. Raises Refusal when base or tokenizer are not those of the manifest."""
-    wanted = manifest["base"]
-    if base.weight_digest != wanted["weight_digest"]:
-        refuse(version.label, "base", f"{base.name} with weights {base.weight_digest[:19]}…", f"{wanted['name']} with weights {wanted['weight_digest'][:19]}…",
-               "load it on the base it was trained on")  # fmt: skip
-    if tokenizer_files(version.folder) != manifest["template"]["files"]:
-        refuse(version.label, "template", "other tokenizer files than it was trained with", "the files in its manifest", "restore the version from a copy")
+ALLOWED = ("base", "tokenizer", "template")
+
+
+def open_adapter(
+    version: Version, manifest: dict[str, Any], base: Base, device: str | None, load: str | None, batch: int, allow: Collection[str] = ()
+) -> Adapter:
+    """The adapter of a verified version on `base`. Raises Refusal when base, tokenizer or template are not those of the manifest."""
+    for word in allow:
+        choose({name: name for name in ALLOWED}, word, "load_adapter", "allow")
+    encoder = open_encoder(version.folder, TemplateSpec.model_validate(manifest["template"]["spec"] | {"format": "tokenizer"}), version.label)
+    differences = _differences(manifest, base, encoder)
+    refused = [problem for name, problem in differences.items() if name not in allow]
+    if refused:
+        raise Refusal(replace(problem, where=version.label) for problem in refused)
     quiet_libraries()
     from peft import PeftModel
 
     from tuner.artifact.decode import Decoder
 
     precision = serving_precision(cast(Any, load or manifest["base"]["load"]), device or pick_device())
-    encoder = open_encoder(version.folder, TemplateSpec.model_validate(manifest["template"]["spec"]), version.label)
     model = PeftModel.from_pretrained(load_model(base, precision), str(version.folder), local_files_only=True, autocast_adapter_dtype=False)
     _check_weights(version, model)
-    return Adapter(version, manifest, encoder, Decoder(model.eval(), encoder.pad_id, encoder.stop_ids, batch), precision)
+    return Adapter(version, manifest, encoder, Decoder(model.eval(), encoder.pad_id, encoder.stop_ids, batch), precision, tuple(differences))
+
+
+def _differences(manifest: dict[str, Any], base: Base, encoder: Encoder) -> dict[str, Problem]:
+    """What is not as it was when the adapter was trained, by name."""
+    wanted, template = manifest["base"], manifest["template"]
+    found: dict[str, Problem] = {}
+    if base.weight_digest != wanted["weight_digest"]:
+        ours, theirs = base.weight_digest[:19], wanted["weight_digest"][:19]
+        found["base"] = Problem("", "base", f"{base.name} with weights {ours}…", f"{wanted['name']} with weights {theirs}…",
+                                "load it on the base it was trained on")  # fmt: skip
+    if encoder.tokenizer_digest != template["tokenizer_digest"]:
+        found["tokenizer"] = Problem("", "tokenizer", f"tokenizer {encoder.tokenizer_digest[:19]}…", f"tokenizer {template['tokenizer_digest'][:19]}…",
+                                     "restore tokenizer.json from a copy of the version")  # fmt: skip
+    if encoder.template.digest != template["digest"]:
+        found["template"] = Problem("", "template", f"template {encoder.template.digest[:19]}…", f"template {template['digest'][:19]}…",
+                                    "restore chat_template.jinja and tokenizer_config.json from a copy of the version")  # fmt: skip
+    return found
 
 
 def _check_weights(version: Version, model: Any) -> None:

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from tuner.section import Section
 
-
 LossOn = Literal["completion", "last_turn", "all_assistant", "everything"]
 
 

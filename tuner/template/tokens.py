@@ -83,7 +83,7 @@ class Encoder:
         tokenizer.no_truncation()
         self.tokenizer, self.template, self.stop_ids, self.spec, self.name = tokenizer, template, stop_ids, spec, name
         added = tokenizer.get_added_tokens_decoder().values()
-        control = (t.content for t in added if t.special or t.content in template.source)
+        control = (t.content for t in added if t.special or (t.content.strip() and t.content in template.source))
         self.control_texts = tuple(sorted(set(control) - set(spec.content_tokens), key=lambda t: (-len(t), t)))
         self._added_ids = frozenset(tokenizer.get_added_tokens_decoder())
         self._added = _added_pattern(tokenizer)
@@ -386,11 +386,11 @@ def _bare(text: str) -> str:
     return "".join(text.split())
 
 
-def open_encoder(folder: Path, spec: TemplateSpec, name: str) -> Encoder:
+def open_encoder(folder: Path, spec: TemplateSpec, name: str, recipe_folder: Path = Path()) -> Encoder:
     """The encoder of a model or artifact folder. Loads neither torch nor transformers when tokenizer.json is there."""
     file = folder / "tokenizer.json"
     tokenizer = _read_tokenizer(file) if file.is_file() else _converted(folder)
-    template = read_template(folder, spec)
+    template = read_template(folder, spec, tokenizer, recipe_folder)
     stops = _stop_ids(folder, tokenizer, template)
     if not stops:
         refuse(name, "tokenizer", "no stop token (eos_token)", "a tokenizer that names one", "use the tokenizer files that belong to the model")
@@ -421,6 +421,8 @@ def _stop_ids(folder: Path, tokenizer: Tokenizer, template: ChatTemplate) -> fro
     ids: set[int] = set()
     text = template.special_tokens.get("eos_token")
     if text is not None and (found := tokenizer.token_to_id(text)) is not None:
+        ids.add(found)
+    if template.stop and (found := tokenizer.token_to_id(template.stop)) is not None:
         ids.add(found)
     file = folder / "generation_config.json"
     if file.is_file():
