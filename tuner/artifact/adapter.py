@@ -34,8 +34,18 @@ Done = Callable[[int], None]
 class Adapter:
     """A loaded adapter. `answer` and `answer_many` take a question as text, or as messages with role and content."""
 
-    def __init__(self, version: Version, manifest: dict[str, Any], encoder: Encoder, decoder: Decoder, precision: Precision, allowed: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        version: Version,
+        manifest: dict[str, Any],
+        encoder: Encoder,
+        decoder: Decoder,
+        precision: Precision,
+        base_folder: Path,
+        allowed: tuple[str, ...] = (),
+    ):
         self.version, self.manifest, self.encoder, self.decoder, self.precision = version, manifest, encoder, decoder, precision
+        self.base_folder = base_folder
         self.allowed = allowed  # what differs from the training and was let through
         self._is_base = False
 
@@ -72,6 +82,19 @@ class Adapter:
     def prompt_ids(self, question: Question) -> list[int]:
         """The token ids the model is given for a question."""
         return self.encoder.prompt_ids(as_messages(question))
+
+    def greedy_ids(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
+        """Greedy answers to prompts that are token ids already, as token ids without their stop token."""
+        with self._adapter_state():
+            return self.decoder.greedy(prompts, max_new_tokens)
+
+    def next_logits(self, prompt: list[int]) -> torch.Tensor:
+        """Logits (V,) of the token that follows the prompt."""
+        import torch
+
+        with self._adapter_state(), torch.inference_mode():
+            found: torch.Tensor = self.decoder.model(torch.tensor([prompt], device=self.decoder.device), use_cache=False).logits[0, -1].cpu()
+        return found
 
     @contextlib.contextmanager
     def as_base(self) -> Iterator[Adapter]:
@@ -160,7 +183,7 @@ def open_adapter(
     precision = serving_precision(cast(Any, load or manifest["base"]["load"]), device or pick_device())
     model = PeftModel.from_pretrained(load_model(base, precision), str(version.folder), local_files_only=True, autocast_adapter_dtype=False)
     _check_weights(version, model)
-    return Adapter(version, manifest, encoder, Decoder(model.eval(), encoder.pad_id, encoder.stop_ids, batch), precision, tuple(differences))
+    return Adapter(version, manifest, encoder, Decoder(model.eval(), encoder.pad_id, encoder.stop_ids, batch), precision, base.folder, tuple(differences))
 
 
 def _differences(manifest: dict[str, Any], base: Base, encoder: Encoder) -> dict[str, Problem]:

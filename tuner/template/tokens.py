@@ -268,7 +268,7 @@ class Encoder:
     def _cut_left(self, row: Row) -> Row:
         """The row without the beginning of a prompt that is too long; a leading begin-of-text token stays."""
         over = len(row.input_ids) - self.spec.max_tokens
-        keep = 1 if row.input_ids[:1] == [self._begin_id] else 0
+        keep = 1 if row.input_ids[:1] == [self.begin_id] else 0
         if over <= 0 or over + keep >= row.prompt_tokens:
             return row
         cut = slice(keep, keep + over)
@@ -359,7 +359,8 @@ class Encoder:
         return visible(self.tokenizer.decode([token], skip_special_tokens=False) or self.tokenizer.id_to_token(token) or f"<{token}>")
 
     @cached_property
-    def _begin_id(self) -> int | None:
+    def begin_id(self) -> int | None:
+        """The begin-of-text token, where the tokenizer names one."""
         text = self.template.special_tokens.get("bos_token")
         found: int | None = self.tokenizer.token_to_id(text) if text else None
         return found
