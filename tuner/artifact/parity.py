@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from tuner.catalog import choose
 from tuner.data.record import Message, Record
@@ -220,6 +220,7 @@ def check_parity(
     answers = None
     if engine is not None:
         kind = choose(ENGINES, engine, "command line", "--engine")
+        choose({name: name for name in get_args(Weights)}, weights, "command line", "--weights")
         with tempfile.TemporaryDirectory(prefix="tuner-parity-") as aside:
             served = kind(Served(base_folder, adapter.version.folder, Path(aside), weights=cast(Weights, weights)))
             ways[engine] = [served.tokenize_chat([m.as_dict() for m in c]) for c in asked]
