@@ -196,20 +196,43 @@ def select(
 @app.command()
 def preview(
     recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="records to show of each split")] = 2,
+    named: Annotated[list[str] | None, typer.Option("--record", metavar="FILE:LINE|RECORD_ID", help="a record, by place or id; repeatable")] = None,
+    longest: Annotated[int, typer.Option(min=0, help="so many of the longest records of the split")] = 0,
+    at_random: Annotated[int, typer.Option("--random", min=0, help="so many drawn from the split, by the recipe's seed")] = 0,
+    count: Annotated[int | None, typer.Option("-n", "--count", min=1, help="so many from the split's beginning; 2 if nothing else is asked")] = None,
     split: Annotated[str, typer.Option(help="train, validation, held_out, or ood.NAME")] = "train",
+    html: Annotated[Path | None, typer.Option(help="write a page instead; texts are not masked, so only you may read it")] = None,
 ) -> None:  # fmt: skip
     """Show records as the model will see them: loss tokens in colour, special tokens visible, counts under each."""
     from tuner import pipeline
     from tuner.catalog import choose
-    from tuner.template.preview import preview_counts, preview_text
+    from tuner.report.preview_page import preview_page, refuse_other_file, write_private
+    from tuner.template.preview import FIRST, Wanted, chosen, preview_counts, preview_text
 
-    prepared = pipeline.prepare(_recipe(recipe, overrides, profile), weights=False)
-    for row in choose(prepared.rows, split, recipe.name, "--split")[:count]:
-        out.print(f"{visible(row.record.where)}", style="bold", markup=False)
-        out.print(preview_text(row, prepared.encoder))
-        out.print(f"{preview_counts(row)}\n", style="dim")
-    out.print("loss tokens are black on green (specials on yellow); everything else is context", style="dim")
+    loaded = _recipe(recipe, overrides, profile)
+    _refuse_unwritable(html, "--html")
+    _refuse_overwriting({"--html": html}, loaded)
+    refuse_other_file(html, "--html")
+    prepared = pipeline.prepare(loaded, weights=False)
+    records = prepared.splits.records
+    among = choose(records, split, recipe.name, "--split")
+    first = count if count is not None else 0 if named or longest or at_random else FIRST
+    tokens = prepared.checked.context.measures.tokens[prepared.checked.context.ranges[split]].sum(axis=1).tolist()
+    every = (record for of_split in records.values() for record in of_split)
+    picked = chosen(Wanted(named or (), longest, at_random, first), among, tokens, every, loaded.path.parent, loaded.seed)
+    rows = prepared.encoder.rows(choice.record for choice in picked)
+    for choice, row in zip(picked, rows, strict=True):
+        out.print(f"{visible(row.record.where)}  ({visible(row.record.split)}, {choice.why})", style="bold", markup=False, soft_wrap=True)
+        if html is None:
+            out.print(preview_text(row, prepared.encoder))
+        out.print(f"{preview_counts(row)}{chr(10) if html is None else ''}", style="dim", markup=False, soft_wrap=True)
+    if html is None:
+        out.print("loss tokens are black on green (specials on yellow); everything else is context", style="dim")
+        return
+    page = preview_page(loaded.name, prepared.encoder, list(zip(picked, rows, strict=True)), {name: len(of) for name, of in records.items()})
+    write_private(html.resolve(), page.html)
+    left = f"; {page.left_out} of the records above are not on it, for its size" if page.left_out else ""
+    out.print(f"written: {_shown_path(html)} (not masked; only you may read it){left}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -461,6 +484,8 @@ def _refuse_unwritable(path: Path | None, option: str) -> None:
 
 def _question_of(row: dict[str, Any], number: int) -> Any:
     question = row.get("messages", row.get("prompt"))
+    if row.get("tools") and isinstance(question, list) and question and isinstance(question[0], dict):
+        question = [{**question[0], "tools": row["tools"]}, *question[1:]]
     if not isinstance(question, (str, list)) or not question:
         refuse(f"line {number}", "prompt", visible(question, 60), "text, or a list of messages", f"mend line {number}")
     return question

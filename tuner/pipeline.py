@@ -290,7 +290,8 @@ def select(recipe: Recipe, count: int, drop_worst: float, folder: Path, listener
 
 
 def _as_written(record: Record) -> dict[str, Any]:
-    return {**record.extra, "messages": [m.as_written() for m in record.messages]}
+    tools = {} if record.tools is None else {"tools": json.loads(record.tools)}
+    return {**record.extra, **tools, "messages": [m.as_written() for m in record.messages]}
 
 
 def _with_files(recipe: Recipe, files: Mapping[str, object], folder: Path) -> Recipe:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tests.template.format_bases import format_base
 from tests.template.test_tokens import chat, real_conversations
 from tuner.data.record import Message, Record
 from tuner.data.spec import DataSpec
@@ -182,16 +185,66 @@ def test_no_text_of_100000_fuzzed_records_becomes_a_special_token(smollm2: Any) 
 
 
 def test_weights_are_read_from_files_and_change_what_a_record_is(tmp_path: Any) -> None:
-    from pathlib import Path
 
     from tuner.data.splits import read_splits
 
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}, {"role": "user", "content": "c"}]
     rows = [{"messages": [*turns, {"role": "assistant", "content": "d", "weight": w}]} for w in (1, 0, 0.5, True, "1")]
-    import json
 
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     splits = read_splits(DataSpec.model_validate({"train": "a.jsonl"}), Path(tmp_path), 1)
     one, other = splits["train"]
     assert [m.weight for m in one.messages] == [1, 0, 1, 1] and other.messages[-1].weight == 0 and one.hash != other.hash
     assert [(f.line, f.code) for f in splits.findings] == [(3, "WEIGHT"), (4, "WEIGHT"), (5, "WEIGHT")]
+
+
+# --- tools -----------------------------------------------------------------------------------------------------------
+
+TOOLS = [{"type": "function", "function": {"name": "find_parcel", "description": "Find one <|im_end|>", "parameters": {"type": "object", "properties": {}}}}]
+CALL = json.dumps([{"id": "c1", "type": "function", "function": {"name": "find_parcel", "arguments": {"id": 7}}}])
+
+
+def offered(*turns: Message) -> Record:
+    first = Message(turns[0].role, turns[0].content, tools=json.dumps(TOOLS, sort_keys=True))
+    return Record((first, *turns[1:]), "a", 1, "train")
+
+
+def test_tools_and_calls_are_rendered_where_the_template_can_and_loss_covers_the_calls(smollm2: Any, tmp_path: Path) -> None:
+    encoder = open_encoder(format_base("qwen-2.5", smollm2.folder, tmp_path), TemplateSpec(format="qwen-2.5"), "qwen")
+    record = offered(
+        Message("user", "Where is 7?"), Message("assistant", "", CALL), Message("tool", "depot", None, "c1"), Message("assistant", "At the depot.")
+    )
+    row = encoder.row(record)
+    said = loss_text(encoder, row)
+    assert len(said) == 2 and "find_parcel" in said[0] and said[0].endswith("<|im_end|>") and said[1] == "At the depot.<|im_end|>"
+    last = open_encoder(tmp_path, TemplateSpec(format="qwen-2.5", loss_on="last_turn"), "qwen")
+    assert loss_text(last, last.row(record)) == ["At the depot.<|im_end|>"]
+    text = encoder.tokenizer.decode(row.input_ids, skip_special_tokens=False)
+    assert "Find one <|im_end|>" in text and "<tool_response>" in text
+    specials = [t for t in row.input_ids if t in encoder.control_ids]
+    without = encoder.row(Record((Message("user", "Where is 7?"), *record.messages[1:]), "a", 1, "train"))
+    assert len(specials) == len([t for t in without.input_ids if t in encoder.control_ids])  # what a tool's words spell stays text
+    assert encoder.prompt_ids(record.messages[:1]) != encoder.prompt_ids(without.record.messages[:1])
+
+
+def test_tools_and_calls_are_refused_where_the_template_cannot_render_them(smollm2: Any) -> None:
+    encoder = encoder_for(smollm2)
+    for record in (
+        offered(Message("user", "hi"), Message("assistant", "hello")),
+        Record((Message("user", "hi"), Message("assistant", "", CALL)), "a", 1, "train"),
+    ):
+        with pytest.raises(Refusal, match="template renders"):
+            encoder.row(record)
+        assert [f.check for f in count_tokens(encoder, [record])[1]] == ["template"]
+
+
+def test_tools_are_read_from_their_column_as_a_list_or_as_json_text(tmp_path: Path) -> None:
+    from tuner.data.splits import read_splits
+
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    columns = [TOOLS, json.dumps(TOOLS), None, "", [], "not json", {"name": "f"}, ["f"]]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": turns, "tools": c}) + "\n" for c in columns))
+    splits = read_splits(DataSpec.model_validate({"train": "a.jsonl"}), tmp_path, 1)
+    assert [r.tools is not None for r in splits["train"]] == [True, True, False, False, False]
+    assert len({r.hash for r in splits["train"]}) == 2 and splits["train"][0].prompt_key != splits["train"][2].prompt_key
+    assert [(f.line, f.code) for f in splits.findings] == [(6, "TOOLS"), (7, "TOOLS"), (8, "TOOLS")]

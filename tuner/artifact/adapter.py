@@ -118,7 +118,10 @@ class Adapter:
 
 
 def as_messages(question: Question) -> list[Message]:
-    """Text as one user message; mappings as messages. Raises Refusal on an unknown role or content that is not text."""
+    """Text as one user message; mappings as messages, of which the first may name the `tools` that are offered.
+
+    Raises Refusal on an unknown role or content that is not text.
+    """
     if isinstance(question, str):
         return as_messages([{"role": "user", "content": question}])
     messages: list[Message] = []
@@ -133,7 +136,8 @@ def as_messages(question: Question) -> list[Message]:
         if role not in ROLES or not isinstance(content, str) or any("\ud800" <= c <= "\udfff" for c in content):
             refuse("question", f"messages[{index}]", quoted(dict(item)), f"role (one of {', '.join(ROLES)}) and content (text)", "mend the message")
         called = json.dumps(calls, ensure_ascii=False, sort_keys=True) if calls else None
-        messages.append(Message(role, content, called, item.get("tool_call_id"), item.get("name")))
+        tools = json.dumps(item["tools"], ensure_ascii=False, sort_keys=True) if item.get("tools") else None
+        messages.append(Message(role, content, called, item.get("tool_call_id"), item.get("name"), tools=tools))
     if not messages or messages[-1].role not in ("user", "tool"):
         refuse("question", "messages", "no user turn at the end", "messages that end with a user turn, or a tool's result", "add the question")
     return messages

@@ -118,20 +118,24 @@ from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True)
 for line in sys.stdin:
     asked = json.loads(line)
-    print(json.dumps(tokenizer.apply_chat_template(asked["messages"], add_generation_prompt=True, return_dict=False, **asked["variables"])))
+    print(json.dumps(tokenizer.apply_chat_template(asked["messages"], add_generation_prompt=True, return_dict=False, tools=asked["tools"], **asked["variables"])))
 assert "tuner" not in sys.modules
 """
 
 
 def plain_prompts(folder: Path, conversations: Sequence[Conversation], variables: dict[str, Any]) -> list[Ids]:
     """The prompts that transformers alone makes with the artifact's tokenizer files, in a process that never imports tuner."""
-    lines = "".join(json.dumps({"messages": [m.as_dict() for m in c], "variables": variables}) + "\n" for c in conversations)
+    lines = "".join(json.dumps({"messages": [m.as_dict() for m in c], "tools": _tools(c), "variables": variables}) + "\n" for c in conversations)
     command = [sys.executable, "-I", "-c", _FRESH, str(folder)]
     done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False, encoding="utf-8")
     if done.returncode != 0:
         refuse(folder.name, "tokenizer", quoted((done.stderr.strip().splitlines() or ["no output"])[-1], 200), "tokenizer files that transformers can load",
                "see the artifact's tokenizer files")  # fmt: skip
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def _tools(conversation: Conversation) -> Any:
+    return next((json.loads(m.tools) for m in conversation if m.tools is not None), None)
 
 
 # --- comparison ----------------------------------------------------------------------------------------------------------

@@ -164,6 +164,8 @@ def _measured(records: Sequence[Record], common: Hashes, tokens: NDArray[np.int3
 def _hashes(record: Record) -> tuple[int, int, int]:
     number = xxhash.xxh3_64_intdigest
     whole = "\x1e".join(f"{m.role}\x1f{m.content}\x1f{m.tool_calls or ''}{'' if m.weight else '0'}" for m in record.messages)
+    if record.tools is not None:
+        whole += f"\x1d{record.tools}"
     return number(_bytes(whole)), number(_bytes(record.prompt_key)), number(_bytes(normalised(record.completion)))
 
 

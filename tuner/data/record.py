@@ -35,7 +35,8 @@ _ID = 12  # hex digits of a record's hash that name it in a finding
 class Message(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One turn. `tool_calls` is the canonical JSON text of an assistant's calls; `tool_call_id` names the call a tool turn answers.
 
-    `weight` 0 takes the turn's loss away; it is 1 otherwise.
+    `weight` 0 takes the turn's loss away; it is 1 otherwise. `tools`, on a conversation's first turn, is the canonical JSON text of the functions
+    it offers.
     """
 
     role: Role
@@ -44,6 +45,7 @@ class Message(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True)
     tool_call_id: str | None = None
     name: str | None = None
     weight: int = 1
+    tools: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The message as chat templates take it; absent parts are left out."""
@@ -60,9 +62,9 @@ class Message(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True)
         """The message as a file holds it: what templates see, and its weight where it is not 1."""
         return self.as_dict() if self.weight == 1 else {**self.as_dict(), "weight": self.weight}
 
-    def saying(self, content: str, tool_calls: str | None) -> Message:
+    def saying(self, content: str, tool_calls: str | None, tools: str | None) -> Message:
         """The same turn in other words."""
-        return Message(self.role, content, tool_calls, self.tool_call_id, self.name, self.weight)
+        return Message(self.role, content, tool_calls, self.tool_call_id, self.name, self.weight, tools)
 
     @property
     def text(self) -> str:
@@ -108,7 +110,8 @@ class Record(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def hash(self) -> str:
         """Content identity: equal messages have equal hashes, whatever file or line they stand on."""
-        return digest_json([m.as_written() for m in self.messages])
+        turns = [m.as_written() for m in self.messages]
+        return digest_json(turns if self.tools is None else [turns, json.loads(self.tools)])
 
     @property
     def id(self) -> str:
@@ -118,7 +121,13 @@ class Record(msgspec.Struct, frozen=True, dict=True):
     @property
     def prompt_key(self) -> str:
         """The prompt without its case, width and spacing: what counts as the same question."""
-        return "\x1e".join(f"{m.role}\x1f{normalised(m.text)}" for m in self.prompt)
+        turns = "\x1e".join(f"{m.role}\x1f{normalised(m.text)}" for m in self.prompt)
+        return turns if self.tools is None else f"{turns}\x1d{self.tools}"
+
+    @property
+    def tools(self) -> str | None:
+        """The functions the conversation offers, as canonical JSON text."""
+        return self.messages[0].tools
 
     def moved(self, split: str) -> Record:
         """The same record in another split."""

@@ -39,7 +39,7 @@ def _message(message: Message, redactor: Redactor, counts: Counter[str]) -> Mess
     calls = message.tool_calls
     if calls is not None:
         calls = json.dumps(_value(json.loads(calls), redactor, counts), ensure_ascii=False, sort_keys=True)
-    return message.saying(content, calls)
+    return message.saying(content, calls, message.tools)
 
 
 def _value(value: Any, redactor: Redactor, counts: Counter[str]) -> Any:

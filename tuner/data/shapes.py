@@ -59,6 +59,12 @@ class Shaper:
         if messages is None or not self._in_order(messages):
             return None
         self.shape = found
+        tools = self._tools(table) if "tools" in table and "tools" not in used else ""
+        if tools is None:
+            return None
+        if tools:
+            messages[0] = msgspec.structs.replace(messages[0], tools=tools)
+            used = used | {"tools"}
         extra = {str(k): v for k, v in table.items() if k not in used}
         return Record(tuple(messages), self.faults.file, line, self.faults.split, extra)
 
@@ -204,6 +210,22 @@ class Shaper:
             self._add("TOOL_CALL", where, f"a value that JSON does not have: {visible(error, 80)}", "text, numbers, lists and objects", "write it as text")
             return None
 
+    def _tools(self, table: Mapping[str, Any]) -> str | None:
+        """The functions a conversation offers, as canonical JSON; nothing where it offers none; None with the fault recorded."""
+        tools = table["tools"]
+        if isinstance(tools, str) and tools.strip():
+            try:
+                tools = decode(tools)
+            except ValueError:
+                self._add("TOOLS", "tools", quoted(tools, 60), "a list of functions, or its JSON text", "mend the tools")
+                return None
+        if not tools:
+            return ""
+        if not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools):
+            self._add("TOOLS", "tools", kind_of(tools), "a list of functions, or its JSON text", "mend the tools")
+            return None
+        return json.dumps(tools, ensure_ascii=False, sort_keys=True, default=str)
+
     # --- order of turns
 
     def _in_order(self, messages: list[Message]) -> bool:
@@ -327,6 +349,8 @@ def plain_record(data: bytes, line: int, faults: Faults, shape: Shape | None) ->
     try:
         table = _decode_object(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if "tools" in table:
         return None
     keys = len(table)
     if "messages" in table:

@@ -61,7 +61,10 @@ def chosen(wanted: Wanted, split: Sequence[Record], tokens: Sequence[int], every
     drawn = random.Random(seed).sample(range(len(split)), min(wanted.random, len(split)))
     picked += [Choice(split[i], "at random") for i in sorted(drawn)]
     picked += [Choice(record, "from the beginning") for record in split[: wanted.first]]
-    return list({(c.record.split, c.record.where): c for c in reversed(picked)}.values())[::-1]
+    once: dict[tuple[str, str], Choice] = {}
+    for choice in picked:
+        once.setdefault((choice.record.split, choice.record.where), choice)
+    return list(once.values())
 
 
 def _named(words: Sequence[str], every: Iterable[Record], folder: Path) -> list[Record]:
@@ -71,13 +74,14 @@ def _named(words: Sequence[str], every: Iterable[Record], folder: Path) -> list[
     for record in records:
         by_place.setdefault((paths[record.file], record.line), record)
     by_id = {r.id: r for r in reversed(records)} if any(_ID.fullmatch(w) for w in words) else {}
-    collector, found = Collector(), []
+    collector = Collector()
+    found: list[Record] = []
     for word in words:
         place = _PLACE.fullmatch(word)
         near = [((base / place[1]).resolve(), int(place[2])) for base in (folder, Path())] if place else []
-        record = next((by_place[p] for p in near if p in by_place), by_id.get(word))
-        if record is not None:
-            found.append(record)
+        hit = next((by_place[p] for p in near if p in by_place), by_id.get(word))
+        if hit is not None:
+            found.append(hit)
             continue
         collector.add("command line", "--record", quoted(word), "FILE:LINE of a record that is kept, or the 12 hex digits that findings name one by",
                       _instead(place, near, by_place, paths))  # fmt: skip
@@ -122,14 +126,19 @@ class ShownToken:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A row with the text it was made of. `parts` are the whole rendered text, cut where its kind changes.
+    """A row with the text it was made of. `parts` are the whole rendered text, cut where its kind changes; True for special tokens.
 
     Kinds: `cut` was taken from the beginning of the prompt, `outside` is in no row (what a template writes after the last stop token).
     """
 
     row: Row
     tokens: Sequence[ShownToken]
-    parts: Sequence[tuple[Kind, str]]
+    parts: Sequence[tuple[Kind, bool, str]]
+
+    @property
+    def text(self) -> str:
+        """The whole rendered text, control texts of the record as they stand in it."""
+        return "".join(part for _, _, part in self.parts)
 
 
 def shown_row(row: Row, encoder: Encoder) -> Shown:
@@ -145,7 +154,7 @@ def shown_row(row: Row, encoder: Encoder) -> Shown:
     special = encoder.control_ids | encoder.stop_ids
     told = [ShownToken(i, _raw(encoder, i), kind == "loss", i in special, is_spelt, *place)
             for i, kind, place, is_spelt in zip(ids, kinds, places, spelt, strict=True)]  # fmt: skip
-    parts = _parts(text, places, kinds)
+    parts = _parts(text, places, [(kind, token.special) for kind, token in zip(kinds, told, strict=True)])
     del told[cut]
     return Shown(row, told, parts)
 
@@ -195,11 +204,12 @@ def _without_gaps(text: str, places: list[Span], raws: list[str]) -> list[Span]:
     return out
 
 
-def _parts(text: str, places: Sequence[Span], kinds: Sequence[Kind]) -> list[tuple[Kind, str]]:
-    of: list[Kind] = ["outside"] * len(text)
+def _parts(text: str, places: Sequence[Span], kinds: Sequence[tuple[Kind, bool]]) -> list[tuple[Kind, bool, str]]:
+    of: list[tuple[Kind, bool]] = [("outside", False)] * len(text)
     for (start, end), kind in zip(places, kinds, strict=True):
         of[start:end] = [kind] * (end - start)
-    return [(kind, "".join(char for _, char in run)) for kind, run in groupby(zip(of, text, strict=True), key=lambda pair: pair[0])]
+    runs = groupby(zip(of, text, strict=True), key=lambda pair: pair[0])
+    return [(*kind, "".join(char for _, char in run)) for kind, run in runs]
 
 
 # --- for the terminal ------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ class ChatTemplate:
         template = self._compiled
         given = {
             "messages": [m.as_dict() for m in messages],
-            "tools": None,
+            "tools": next((json.loads(m.tools) for m in messages if m.tools is not None), None),
             "documents": None,
             "add_generation_prompt": generation_prompt,
             **self.special_tokens,

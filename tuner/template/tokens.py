@@ -155,10 +155,10 @@ class Encoder:
         """The rendered prompt and whole of a record that needs no shielding and has one turn with loss; None where it does, or cannot be rendered."""
         if self.spec.loss_on == "everything":
             return None
-        messages, stand_ins = self._shielded(self.template.with_system(record.messages))
-        if stand_ins or turns_with_loss(messages, self.spec.loss_on) != [len(messages) - 1]:
-            return None
         try:
+            messages, stand_ins = self._shielded(self.template.with_system(record.messages))
+            if stand_ins or turns_with_loss(messages, self.spec.loss_on) != [len(messages) - 1]:
+                return None
             asked = self.template.render(messages[:-1], generation_prompt=True)
             whole = self.template.render(messages, generation_prompt=False)
         except Refusal:
@@ -286,23 +286,27 @@ class Encoder:
     def _shielded(self, messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
         """The messages with every control text replaced by one private character, and what each character stands for."""
         self._refuse_unrendered_calls(messages)
-        spelt = [t for t in self.control_texts if any(t in m.content or (m.tool_calls and t in m.tool_calls) for m in messages)]
+        spelt = [t for t in self.control_texts if any(t in m.content or (m.tool_calls and t in m.tool_calls) or (m.tools and t in m.tools) for m in messages)]
         if not spelt:
             return list(messages), {}
-        used = {c for m in messages for c in m.text}
+        used = {c for m in messages for c in f"{m.text}{m.tools or ''}"}
         free = (chr(c) for c in _PRIVATE if chr(c) not in used)
         stand_ins = dict(zip(spelt, free, strict=False))
         shielded = []
         for message in messages:
-            content, calls = message.content, message.tool_calls
+            content, calls, tools = message.content, message.tool_calls, message.tools
             for text, char in stand_ins.items():  # longest first
                 content = content.replace(text, char)
                 calls = calls and calls.replace(text, char)
-            shielded.append(message.saying(content, calls))
+                tools = tools and tools.replace(text, char)
+            shielded.append(message.saying(content, calls, tools))
         return shielded, {char: text for text, char in stand_ins.items()}
 
     def _refuse_unrendered_calls(self, messages: Sequence[Message]) -> None:
         """Raises Refusal where a turn calls tools, or answers a call, and the template would leave that out in silence."""
+        if any(m.tools for m in messages) and "tools" not in self.template.source:
+            refuse(self.name, "tools", "functions that the conversation offers", "what this chat template renders",
+                   "use a base or format whose template renders tools (qwen-2.5), or leave the column out")  # fmt: skip
         for index, message in enumerate(messages):
             if (message.tool_calls or message.role == "tool") and "tool_calls" not in self.template.source:
                 refuse(self.name, f"messages[{index}]", "a tool call" if message.tool_calls else "a tool result", "turns this chat template renders",

@@ -44,7 +44,7 @@ SAMPLES: dict[str, list[Sample]] = {
                {"train": [pair("question", ENGLISH), pair("frage", GERMAN)]}),
     ],
     "unused_columns": [
-        Sample({"train": [pair("a", "x", mood="good"), pair("b", "y", tools=[{"name": "f"}])]}, [("train", 0, "UNUSED"), ("train", 0, "TOOLS")],
+        Sample({"train": [pair("a", "x", mood="good"), pair("b", "y", topic="z")]}, [("train", 0, "UNUSED")],
                {"train": [pair("a", "x", id=1, source="human", who="ann", mood=None)]}, {"cut": {"group_by": "who"}}),
     ],
 }  # fmt: skip

@@ -131,14 +131,14 @@ def _could_be_english(record: Record) -> bool:
 
 
 def unused_columns(context: Context) -> Iterator[Finding]:
-    """Columns of a file that no part of the recipe uses, `tools` among them: what they hold is not trained on."""
+    """Columns of a file that no part of the recipe uses: what they hold is not trained on."""
     spec = context.scene.spec
     known = KNOWN_COLUMNS | ({spec.cut.group_by} if spec.cut.group_by else set())
     for split, among in context.ranges.items():
         unused = Counter(name for i in among for name, value in context.records[i].extra.items() if value is not None)
         for name, count in unused.items():
             if name not in known:
-                yield remark(context.file(split), "TOOLS" if name == "tools" else "UNUSED", masked_quote(name, 40),
+                yield remark(context.file(split), "UNUSED", masked_quote(name, 40),
                              f"the column {masked_quote(name, 40)} has a value on {count} of {len(among)} records of {split}",
                              "columns the recipe uses", "nothing is needed if the model does not need it; else put it into the prompt", split)  # fmt: skip
 
