@@ -394,6 +394,19 @@ def load_model(base: Base, precision: Precision) -> PreTrainedModel:
     return model.to(precision.device).eval()
 
 
+def widen(model: Any, tokens: int) -> None:
+    """Embedding rows for `tokens` ids. New rows start as the mean of the old ones, so that the same model grows the same way every time."""
+    import torch
+
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokens <= rows:
+        return
+    model.resize_token_embeddings(tokens, mean_resizing=False)
+    with torch.no_grad():
+        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            module.weight[rows:] = module.weight[:rows].float().mean(dim=0)
+
+
 @contextmanager
 def head_on(model: Any, positions: torch.Tensor) -> Iterator[None]:
     """While open, the LM head of `model` gets hidden states (1, N, H) of the N true `positions` (B, T) instead of (B, T, H).

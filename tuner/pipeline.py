@@ -401,7 +401,7 @@ def find_finished(prepared: Prepared, store: Path) -> Run | None:
 
 
 def _train_and_publish(prepared: Prepared, planned: Plan, store: Path, listener: Listener) -> Version | None:
-    from tuner.base import PLAIN_TEXT, guard_loss, load_model, pick_device, quiet_libraries, training_precision
+    from tuner.base import PLAIN_TEXT, guard_loss, load_model, pick_device, quiet_libraries, training_precision, widen
 
     quiet_libraries()
     from transformers import AutoTokenizer
@@ -413,13 +413,15 @@ def _train_and_publish(prepared: Prepared, planned: Plan, store: Path, listener:
     listener.stage("train", f"loading {base.name}")
     precision = training_precision(recipe.base.load, pick_device())
     model = load_model(base, precision)
+    if recipe.template.new_tokens:
+        widen(model, prepared.encoder.vocabulary)
     texts = [prepared.encoder.tokenizer.encode(t, add_special_tokens=False).ids for t in PLAIN_TEXT]
     sanity = guard_loss(base, model, [*texts, *(r.input_ids for r in prepared.rows["train"][:20])], precision.device)
     with tempfile.TemporaryDirectory(prefix="tuner-run-") as folder:
         scratch = Path(folder)
         job = Job(
             train=prepared.rows["train"], validation=prepared.rows.get("validation", []), method=recipe.method, spec=recipe.train,
-            precision=precision, seed=recipe.seed, pad_id=prepared.encoder.pad_id, scratch=scratch,
+            precision=precision, seed=recipe.seed, pad_id=prepared.encoder.pad_id, scratch=scratch, new_ids=prepared.encoder.new_ids,
             log_path=scratch / "train_log.jsonl" if is_main() else None, show=listener.training if is_main() else None,
         )  # fmt: skip
         began = time.monotonic()
@@ -443,6 +445,9 @@ def _fill(stage: Path, number: int, prepared: Prepared, trained: Trained, facts:
     save_adapter(trained.model, stage, base.name, base.revision if base.origin.startswith("hub ") else None)
     for name in tokenizer_files(base.folder):
         shutil.copyfile(base.folder / name, stage / name)
+    if recipe.template.new_tokens:
+        prepared.encoder.tokenizer.save(str(stage / "tokenizer.json"))
+        _refuse_unsaved_rows(stage, recipe.template.new_tokens)
     if recipe.template.format != "tokenizer":
         (stage / "chat_template.jinja").write_bytes(prepared.encoder.template.source.encode("utf-8"))
     if (base.folder / "generation_config.json").is_file():
@@ -456,6 +461,16 @@ def _fill(stage: Path, number: int, prepared: Prepared, trained: Trained, facts:
     whole["template"]["files"] = tokenizer_files(stage)
     (stage / "README.md").write_text(card(whole), encoding="utf-8")
     write_manifest(stage, whole)
+
+
+def _refuse_unsaved_rows(stage: Path, new_tokens: Sequence[str]) -> None:
+    """Raises Refusal where the adapter would leave its new tokens' rows behind: whoever loads it would get untrained ones."""
+    from safetensors import safe_open
+
+    with safe_open(stage / "adapter_model.safetensors", framework="np") as saved:
+        if not any("trainable_tokens" in name for name in saved.keys()):  # noqa: SIM118 (not a mapping)
+            refuse("adapter_model.safetensors", "template.new_tokens", f"no rows for {len(new_tokens)} new tokens", "the rows that were trained",
+                   "use a method that trains token rows (lora)")  # fmt: skip
 
 
 def _facts(prepared: Prepared) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tuner.artifact.manifest import verify
 from tuner.artifact.store import Version, find
-from tuner.base import Base, BaseSpec, Precision, load_model, pick_device, quiet_libraries, resolve_base, serving_precision
+from tuner.base import Base, BaseSpec, Precision, load_model, pick_device, quiet_libraries, resolve_base, serving_precision, widen
 from tuner.catalog import choose
 from tuner.data.record import ROLES, Message
 from tuner.errors import Problem, Refusal, refuse
@@ -185,7 +185,14 @@ def open_adapter(
     from tuner.artifact.decode import Decoder
 
     precision = serving_precision(cast(Any, load or manifest["base"]["load"]), device or pick_device())
-    model = PeftModel.from_pretrained(load_model(base, precision), str(version.folder), local_files_only=True, autocast_adapter_dtype=False)
+    grown = load_model(base, precision)
+    if encoder.new_ids:
+        widen(grown, encoder.vocabulary)
+    try:
+        model = PeftModel.from_pretrained(grown, str(version.folder), local_files_only=True, autocast_adapter_dtype=False)
+    except KeyError as missing:  # rows of new tokens that adapter_config.json names and the weights lack
+        refuse(version.label, "adapter_model.safetensors", f"no tensor {quoted(missing.args[0], 120)}: the weights do not match the model",
+               "exactly the adapter's tensors", "restore the version from a copy")  # fmt: skip
     _check_weights(version, model)
     return Adapter(version, manifest, encoder, Decoder(model.eval(), encoder.pad_id, encoder.stop_ids, batch), precision, base.folder, tuple(differences))
 

@@ -118,7 +118,8 @@ from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True)
 for line in sys.stdin:
     asked = json.loads(line)
-    print(json.dumps(tokenizer.apply_chat_template(asked["messages"], add_generation_prompt=True, return_dict=False, tools=asked["tools"], **asked["variables"])))
+    ids = tokenizer.apply_chat_template(asked["messages"], add_generation_prompt=True, return_dict=False, tools=asked["tools"], **asked["variables"])
+    print(json.dumps(ids))
 assert "tuner" not in sys.modules
 """
 

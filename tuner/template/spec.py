@@ -32,4 +32,7 @@ class TemplateSpec(Section):
     content_tokens: list[str] = Field(
         default_factory=list, description="special tokens that text of a record may become (for example <think>); all others stay text"
     )
+    new_tokens: list[str] = Field(
+        default_factory=list, description="texts that become one token each; only their embedding rows are trained, and saved in the adapter"
+    )
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="extra variables handed to the chat template, such as thinking switches")

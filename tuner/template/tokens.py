@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from tuner.data.record import Message, Record
 from tuner.errors import Collector, Refusal, refuse
@@ -84,7 +84,7 @@ class Encoder:
         self.tokenizer, self.template, self.stop_ids, self.spec, self.name = tokenizer, template, stop_ids, spec, name
         added = tokenizer.get_added_tokens_decoder().values()
         control = (t.content for t in added if t.special or (t.content.strip() and t.content in template.source))
-        self.control_texts = tuple(sorted(set(control) - set(spec.content_tokens), key=lambda t: (-len(t), t)))
+        self.control_texts = tuple(sorted(set(control) - set(spec.content_tokens) - set(spec.new_tokens), key=lambda t: (-len(t), t)))
         self._added_ids = frozenset(tokenizer.get_added_tokens_decoder())
         self._added = _added_pattern(tokenizer)
         self._tails: dict[str, list[int]] = {}
@@ -362,6 +362,16 @@ class Encoder:
         """How one token reads, specials included, control characters visible."""
         return visible(self.tokenizer.decode([token], skip_special_tokens=False) or self.tokenizer.id_to_token(token) or f"<{token}>")
 
+    @property
+    def new_ids(self) -> tuple[int, ...]:
+        """Ids of template.new_tokens."""
+        return tuple(i for t in self.spec.new_tokens if (i := self.tokenizer.token_to_id(t)) is not None)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many embedding rows the tokenizer's ids need."""
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
     @cached_property
     def begin_id(self) -> int | None:
         """The begin-of-text token, where the tokenizer names one."""
@@ -395,11 +405,20 @@ def open_encoder(folder: Path, spec: TemplateSpec, name: str, recipe_folder: Pat
     """The encoder of a model or artifact folder. Loads neither torch nor transformers when tokenizer.json is there."""
     file = folder / "tokenizer.json"
     tokenizer = _read_tokenizer(file) if file.is_file() else _converted(folder)
+    _add_new_tokens(tokenizer, spec, name)
     template = read_template(folder, spec, tokenizer, recipe_folder)
     stops = _stop_ids(folder, tokenizer, template)
     if not stops:
         refuse(name, "tokenizer", "no stop token (eos_token)", "a tokenizer that names one", "use the tokenizer files that belong to the model")
     return Encoder(tokenizer, template, stops, spec, name)
+
+
+def _add_new_tokens(tokenizer: Tokenizer, spec: TemplateSpec, name: str) -> None:
+    """Raises Refusal for a text that is no word of its own: blank, or twice."""
+    for text in spec.new_tokens:
+        if not text.strip() or spec.new_tokens.count(text) > 1:
+            refuse(name, "template.new_tokens", quoted(text), "different texts with a visible character", "remove it")
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in spec.new_tokens if tokenizer.token_to_id(text) is None])
 
 
 def _read_tokenizer(file: Path) -> Tokenizer:

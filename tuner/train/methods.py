@@ -5,6 +5,7 @@ It refuses targets that the base does not have.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from tuner.catalog import nearest
@@ -22,7 +23,7 @@ class Method(Protocol):
 
     what: str
 
-    def config(self, spec: MethodSpec, model: torch.nn.Module) -> PeftConfig: ...
+    def config(self, spec: MethodSpec, model: torch.nn.Module, new_ids: Sequence[int] = ()) -> PeftConfig: ...
 
 
 class Lora:
@@ -30,7 +31,7 @@ class Lora:
 
     what = "low-rank update B·A of the chosen linear layers"
 
-    def config(self, spec: MethodSpec, model: torch.nn.Module) -> PeftConfig:
+    def config(self, spec: MethodSpec, model: torch.nn.Module, new_ids: Sequence[int] = ()) -> PeftConfig:
         from peft import LoraConfig, TaskType
 
         return LoraConfig(
@@ -40,7 +41,16 @@ class Lora:
             lora_dropout=spec.dropout,
             target_modules=target_modules(spec, model),
             bias="none",
+            trainable_token_indices=token_rows(model, new_ids) if new_ids else None,
         )
+
+
+def token_rows(model: torch.nn.Module, ids: Sequence[int]) -> dict[str, list[int]]:
+    """The embedding rows to train, by the last name of their module; those of an LM head that is not tied to the embeddings too."""
+    inward, outward = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    names = {id(m): n.rsplit(".", 1)[-1] for n, m in model.named_modules()}
+    tied = inward.weight is outward.weight
+    return {names[id(m)]: list(ids) for m in ([inward] if tied else [inward, outward])}
 
 
 def target_modules(spec: MethodSpec, model: torch.nn.Module) -> list[str]:

@@ -195,6 +195,7 @@ class Job:
     seed: int
     pad_id: int
     scratch: Path
+    new_ids: tuple[int, ...] = ()
     log_path: Path | None = None
     show: Callable[[Progress], None] | None = None
 
@@ -254,7 +255,7 @@ def _trainer(job: Job, model: Any, tokenizer: PreTrainedTokenizerBase, watch: _W
         eval_dataset=as_dataset(job.validation) if job.validation else None,
         processing_class=deepcopy(tokenizer),
         data_collator=PaddedBatch(job.pad_id),
-        peft_config=deepcopy(method.config(job.method, model)),
+        peft_config=deepcopy(method.config(job.method, model, job.new_ids)),
         callbacks=[watch],
     )
     trainer.rows, trainer.recent = job.train, deque()
