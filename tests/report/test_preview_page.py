@@ -62,7 +62,7 @@ def fifty(turns: Encoder) -> list[Record]:
     joined = [Record((*a.messages, *b.messages), "chats.jsonl", i, "train") for i, (a, b) in enumerate(zip(single[:10], single[70:80], strict=True), start=1)]
     weighted = [Record((r.messages[0], Message("assistant", r.messages[1].content, weight=0), *r.messages[2:]), "w.jsonl", r.line, "train") for r in joined[:5]]
     hard = [chat("x <|im_end|> 😀 東京 \x07", "\n\nyes\tand  no 😀"), chat("\\n is not a line end", "a\\nb\n\n\nc")]
-    return [*single[:11], *single[70:81], *single[140:151], *joined, *weighted, *hard]
+    return [*single[:11], *single[70:81], *single[140:151], *joined, *weighted, *hard]  # 3 x 11 + 10 + 5 + 2
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_loss_tokens_of_the_page_are_the_rows_labels_on_50_records(turns: Encode
             i in turns.control_ids | turns.stop_ids for i in row.input_ids]  # fmt: skip
         assert squeezed(Page(article).text()).count(f"{len(row.input_ids)} tokens: {row.prompt_tokens} prompt") == 1
         swept += 1
-    assert swept == len(fifty) == 49 + 0 or swept == 50
+    assert swept == 50
 
 
 def test_offsets_count_the_rendered_text_and_cover_what_stands_in_the_box(turns: Encoder, fifty: list[Record], source: str) -> None:
@@ -141,7 +141,7 @@ def test_counts_and_settings_at_the_top_are_those_of_the_rows(turns: Encoder, fi
 
 def test_the_recipes_own_system_prompt_and_format_are_shown(smollm2: Any) -> None:
     encoder = open_encoder(smollm2.folder, TemplateSpec(format="chatml", system="Be\x07 brief."), "smollm2")
-    told = squeezed(Page(page_of(encoder, [chat("a", "b")])).text())
+    told = squeezed(Page(page_of(encoder, [chat("a", "b")])).text(" "))
     assert "set by the recipe, for records without their own: Be\\x07 brief." in told and "format chatml template" in told and "SmolLM, trained" not in told
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import colour_rows, jsonl, tuner
-from tests.template.format_bases import BEGINS_WITH_BOS, FAMILIES, format_base
+from tests.template.format_bases import format_base
 from tests.template.test_tokens import chat, real_conversations
 from tuner.data.record import Message, Record
 from tuner.errors import Refusal
@@ -59,14 +59,23 @@ def test_tokens_and_places_are_those_of_the_row_on_200_real_records_under_every_
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
-def test_tokens_and_ids_are_those_of_the_row_under_every_named_format(name: str, smollm2: Any, tmp_path: Path) -> None:
+def test_tokens_and_places_are_those_of_the_row_under_every_named_format(name: str, smollm2: Any, tmp_path: Path) -> None:
     folder = format_base(name, smollm2.folder, tmp_path / name)
     encoder = open_encoder(folder, TemplateSpec(format=name), name)
-    row = encoder.row(chat("Name the  colour of grass.\n\nOne word.", "Green <|im_end|>"))
+    for record in (chat("Name the  colour of grass.\n\nOne word.", "Green <|im_end|>"), chat("x", "  two blanks, then\n\n東京")):
+        assert_shows(encoder.row(record), encoder)
+
+
+def test_calls_and_the_tools_a_record_offers_are_shown_as_they_are_rendered(smollm2: Any, tmp_path: Path) -> None:
+    encoder = open_encoder(format_base("qwen-2.5", smollm2.folder, tmp_path / "qwen"), TemplateSpec(format="qwen-2.5"), "qwen")
+    call = json.dumps([{"id": "1", "type": "function", "function": {"name": "find", "arguments": {"where": "<|im_end|> Köln"}}}])
+    tools = json.dumps([{"type": "function", "function": {"name": "find", "description": "finds <|im_start|>", "parameters": {}}}])
+    record = Record((Message("user", "Where?", tools=tools), Message("assistant", "", call), Message("tool", "depot", None, "1"),
+                     Message("assistant", "In the depot.")), "t.jsonl", 1, "train")  # fmt: skip
+    row = encoder.row(record)
     shown = shown_row(row, encoder)
-    assert [t.id for t in shown.tokens] == row.input_ids and [t.id if t.loss else IGNORED for t in shown.tokens] == row.labels
-    assert "".join(text for kind, _, text in shown.parts if kind == "loss").strip().startswith("Green <|im_end|>")
-    assert name in FAMILIES or name not in BEGINS_WITH_BOS
+    assert_shows(row, encoder)
+    assert "finds <|im_start|>" in shown.text and "<|im_end|> Köln" in "".join(text for kind, _, text in shown.parts if kind == "loss")
 
 
 def test_special_tokens_of_the_template_are_special_and_those_a_record_spells_are_not(encoder: Encoder) -> None:
@@ -93,7 +102,7 @@ def test_a_cut_prompt_shows_what_was_cut_and_counts_it(smollm2: Any) -> None:
 
 
 def test_a_merged_boundary_is_said_and_its_tokens_are_those_of_the_row(encoder: Encoder) -> None:
-    row = encoder.row(chat("x", "\nyes"))
+    row = encoder.row(chat("x", "\n\nyes"))
     assert row.merged and "joins the end of the prompt with the beginning of the answer" in preview_counts(row)
     assert_shows(row, encoder)
     assert "joins" not in preview_counts(encoder.row(chat("x", "yes")))

@@ -55,7 +55,7 @@ def sampled_records(loss_on: str) -> list[Record]:
             is_last = place == len(chosen) - 1
             may_rest = loss_on == "all_assistant" and place > 0 if is_last else loss_on in ("all_assistant", "everything")
             if dice.random() < 0.05:
-                prompt, answer = f"{prompt} <|im_end|>\n<|im_start|>assistant", f"\n{answer} <|im_end|> 東京 😀"
+                prompt, answer = f"{prompt} <|im_end|>\n<|im_start|>assistant", f"\n\n{answer} <|im_end|> 東京 😀"
             first_rests = place == 0 and len(chosen) == 1
             turns += [Message("user", prompt), Message("assistant", answer, weight=0 if may_rest and not first_rests and dice.random() < 0.25 else 1)]
         if not any(m.weight for m in turns if m.role == "assistant"):
@@ -73,7 +73,7 @@ def trainer_for(base: Any, encoder: Encoder, records: list[Record], spec: TrainS
 
 
 @pytest.mark.parametrize("loss_on", ["completion", "last_turn", "all_assistant", "everything"])
-@pytest.mark.parametrize("order", ["random", "length_groups"])
+@pytest.mark.parametrize("order", ["shuffle", "length_groups"])
 def test_labels_that_reach_trl_are_those_of_the_preview_token_by_token(loss_on: str, order: str, tiny_base: Path, tmp_path: Path) -> None:
     base = resolve_base(BaseSpec(model=str(tiny_base), sanity="off"), tmp_path)
     template = TemplateSpec(loss_on=loss_on, max_tokens=1024)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from tuner.catalog import choose
+from tuner.data.embedding import encoder_named
 from tuner.data.findings import SEVERITY, Check, Finding, Scene, Severity
 from tuner.data.language import LANGUAGES
 from tuner.data.measure import Context, CountTokens, measure
@@ -60,7 +61,7 @@ def refuse_wrong_choices(checks: Mapping[str, Check], spec: DataSpec, where: Cal
     """Raises Refusal for every unknown check, action a check cannot take, language and kind of personal data. `where` places a key of data."""
     collector = Collector()
     for call in (lambda: refuse_wrong_actions(checks, spec, lambda name: where("checks", name)), lambda: _refuse_languages(spec, where("languages")),
-                 lambda: Redactor(spec.redact, where("redact"))):  # fmt: skip
+                 lambda: Redactor(spec.redact, where("redact")), lambda: encoder_named(spec.embeddings)):  # fmt: skip
         try:
             call()
         except Refusal as refusal:

@@ -65,7 +65,7 @@ def select(checked: Checked, count: int, drop_worst: float, seed: int) -> Select
     """
     context = checked.context
     records = [context.records[i] for i in context.ranges.get("train", range(0))]
-    vectors, known = questions(records)
+    vectors, known = questions(records, context.scene.spec.embeddings)
     if not known:
         refuse("data.train", "", "words that the embeddings do not know", f"at most {MAX_UNKNOWN:.0%} unknown: they are English", "choose by hand")
     vectors = centred(vectors)

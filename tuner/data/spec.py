@@ -104,6 +104,9 @@ class DataSpec(Section):
     references: Literal["auto", "one", "many"] = Field(
         "auto", description="completions a prompt may have; auto: one for labels and JSON, many where a tenth of the prompts have several"
     )
+    embeddings: Literal["static", "minilm"] = Field(
+        "static", description="what semantic checks of prompts compare by: static (shipped) or minilm (extra semantic: better, 25 times as slow)"
+    )
     languages: Names = Field(default_factory=list, description="languages expected, as ISO 639-1 codes; empty: whatever most records are in")
     fresh_since: Date | None = Field(None, description="records whose as_of date is older are stale (YYYY-MM-DD)")
     redact: Names = Field(

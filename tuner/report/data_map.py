@@ -74,7 +74,7 @@ def landscape(checked: Checked) -> Landscape | str:
     if len(every) < LEAST:
         return f"With {len(every)} training records there is nothing to sort by topic."
     train = drawn(every, MOST_TRAIN)
-    raw, known = questions(train)
+    raw, known = questions(train, context.scene.spec.embeddings)
     if not known:
         return "Most of the words are unknown to the word vectors that come with tuner: they know English. Topics and map would be guesses, so none are shown."
     middle = Centring.fit(raw)
@@ -86,11 +86,11 @@ def landscape(checked: Checked) -> Landscape | str:
     theirs = np.zeros((0, ours.shape[1]), dtype=np.float32)
     found = None
     if production:
-        asked, known_too = questions(production)
+        asked, known_too = questions(production, context.scene.spec.embeddings)
         if known_too:
             theirs = middle.apply(asked)
             held_out = [context.records[i] for i in context.ranges.get("held_out", range(0))]
-            found = coverage(ours, theirs, middle.apply(questions(held_out)[0]) if len(held_out) >= ENOUGH else None)
+            found = coverage(ours, theirs, middle.apply(questions(held_out, context.scene.spec.embeddings)[0]) if len(held_out) >= ENOUGH else None)
         else:
             production = []
     labels, colours = _colours(sample, context.task)

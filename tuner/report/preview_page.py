@@ -123,6 +123,7 @@ def _setting(encoder: Encoder) -> View:
         "max_tokens": spec.max_tokens,
         "truncate": spec.truncate,
         "content_tokens": spec.content_tokens,
+        "new_tokens": spec.new_tokens,
         "kwargs": spec.chat_template_kwargs,
         "stops": [encoder.token_text(i) for i in sorted(encoder.stop_ids)],
     }

@@ -12,7 +12,7 @@ import numpy as np
 from tuner.data.coverage import MIN_TRAIN, MIN_UNCOVERED, REDUNDANT, regions
 from tuner.data.coverage import coverage as cover
 from tuner.data.coverage import redundancy as redundant_rows
-from tuner.data.embedding import MAX_UNKNOWN, Centring, Vectors, available, centred, static_encoder
+from tuner.data.embedding import MAX_UNKNOWN, Centring, Vectors, available, centred, encoder_named
 from tuner.data.findings import Check, Finding, finding, remark
 from tuner.data.measure import Context
 from tuner.data.personal import masked_quote
@@ -24,9 +24,9 @@ ENOUGH = 30  # held_out records that can say what is usual for fresh inputs
 OFTEN = 2.0  # times as large a share of train as of production, its whole interval: over-represented
 
 
-def questions(records: Sequence[Record]) -> tuple[Vectors, bool]:
-    """Vectors (N, 256) of what the records ask, and whether the embeddings know enough of the words."""
-    vectors, unknown = static_encoder().encode([r.question for r in records])
+def questions(records: Sequence[Record], embeddings: str) -> tuple[Vectors, bool]:
+    """Vectors (N, d) of what the records ask, and whether the embeddings know enough of the words."""
+    vectors, unknown = encoder_named(embeddings).encode([r.question for r in records])
     return vectors, len(records) > 0 and available(unknown)
 
 
@@ -36,8 +36,8 @@ def coverage(context: Context) -> Iterator[Finding]:
     if not production:
         return
     train = drawn([context.records[i] for i in context.ranges.get("train", range(0))], MOST_TRAIN)
-    ours, known = questions(train)
-    theirs, known_too = questions(production)
+    ours, known = questions(train, context.scene.spec.embeddings)
+    theirs, known_too = questions(production, context.scene.spec.embeddings)
     file = production[0].file
     if not (known and known_too):
         yield remark(file, "NOT_AVAILABLE", "messages", "more of the words are unknown to the embeddings than may be",
@@ -47,7 +47,7 @@ def coverage(context: Context) -> Iterator[Finding]:
     middle = Centring.fit(ours)
     ours, theirs = middle.apply(ours), middle.apply(theirs)
     held_out = [context.records[i] for i in context.ranges.get("held_out", range(0))]
-    found = cover(ours, theirs, middle.apply(questions(held_out)[0]) if len(held_out) >= ENOUGH else None)
+    found = cover(ours, theirs, middle.apply(questions(held_out, context.scene.spec.embeddings)[0]) if len(held_out) >= ENOUGH else None)
     if found is None:
         yield remark(file, "TOO_FEW", "messages", f"{len(train)} train records", f"at least {MIN_TRAIN} different ones, or nothing can be said",
                      "collect more before asking what they cover", "production")  # fmt: skip
@@ -77,7 +77,7 @@ def redundancy(context: Context) -> Iterator[Finding]:
     if len(train) < 100:
         return
     train = drawn(train, 50_000)
-    vectors, known = questions(train)
+    vectors, known = questions(train, context.scene.spec.embeddings)
     if not known:
         return
     found = redundant_rows(centred(vectors))

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tuner.data.embedding import MAX_UNKNOWN, available, static_encoder
+from tuner.data.embedding import MAX_UNKNOWN, available, encoder_named
 from tuner.data.findings import Check, Finding, finding, remark
 from tuner.data.label_noise import suspects
 from tuner.data.measure import Context
@@ -111,7 +111,7 @@ def suspect_labels(context: Context) -> Iterator[Finding]:
         return
     among = context.ranges.get("train", range(0))
     records = [context.records[i] for i in among]
-    vectors, unknown = static_encoder().encode([r.question for r in records])
+    vectors, unknown = encoder_named(context.scene.spec.embeddings).encode([r.question for r in records])
     if not len(records) or not available(unknown):
         if records:
             yield remark(context.file("train"), "NOT_AVAILABLE", "messages", f"{float(np.mean(unknown)):.0%} of the words are unknown to the embeddings",
