@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,6 +58,11 @@ def encoder(smollm2: Any) -> Any:
     from tuner.template.tokens import open_encoder
 
     return open_encoder(smollm2.folder, TemplateSpec(), smollm2.name)
+
+
+def heed_interrupts() -> None:
+    """In a child process: Ctrl-C means something, also where the tests themselves were started to ignore it (a job in the background)."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

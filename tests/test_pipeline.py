@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, tuner
+from tests.conftest import ROOT, heed_interrupts, tuner
 from tuner import pipeline
 from tuner.recipe import load_recipe
 
@@ -133,7 +133,14 @@ def test_a_signal_while_training_publishes_nothing_and_exits_with_its_code(
     number: signal.Signals, code: int, recipe_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     recipe_file(train={"epochs": 1000, "log_every_steps": 1})
-    process = subprocess.Popen([sys.executable, "-m", "tuner", "run", "recipe.yaml"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tuner", "run", "recipe.yaml"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "training" in line:

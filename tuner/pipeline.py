@@ -160,7 +160,6 @@ def prepare(recipe: Recipe, listener: Listener = QUIET, weights: bool = True) ->
     splits = replace(splits, findings=(*splits.findings, *_said_of_template(encoder)))
     scene = Scene(recipe.data, recipe.template.max_tokens, base.context_tokens, frozenset(encoder.control_texts))
     checked = examine(splits, scene, CHECKS, lambda records: count_tokens(encoder, records), listener.checking)
-    _refuse_emptied(recipe, checked)
     return Prepared(recipe, checked, base, encoder)
 
 
@@ -183,16 +182,7 @@ def check_files(recipe: Recipe, listener: Listener = QUIET) -> Diagnosed:
     refuse_wrong_choices(CHECKS, recipe.data, lambda *place: recipe.at("data", *place))
     splits = read_splits(recipe.data, recipe.path.parent, recipe.seed, listener.reading)
     checked = examine(splits, Scene(recipe.data), CHECKS, tick=listener.checking)
-    _refuse_emptied(recipe, checked)
     return Diagnosed(recipe, checked)
-
-
-def _refuse_emptied(recipe: Recipe, checked: Checked) -> None:
-    """Raises Refusal when checks that drop left nothing of a split."""
-    for split, records in checked.splits.records.items():
-        if not records and not checked.errors:
-            refuse(recipe.at("data", split.split(".")[0]), f"data.{split}", "no records left after checks", "at least one record",
-                   "look at what the checks dropped, or leave the split out")  # fmt: skip
 
 
 def _base_and_splits(recipe: Recipe, listener: Listener, weights: bool) -> tuple[Base, Splits]:
@@ -308,7 +298,10 @@ def _with_files(recipe: Recipe, files: Mapping[str, object], folder: Path) -> Re
     base = recipe.base
     if (recipe.path.parent / base.model).exists():
         base = base.model_copy(update={"model": os.path.relpath(recipe.path.parent / base.model, folder)})
-    return recipe.model_copy(update={"data": data.model_copy(update={**elsewhere, **own}), "base": base})
+    template = recipe.template
+    if template.format.endswith(".jinja"):
+        template = template.model_copy(update={"format": os.path.relpath(recipe.path.parent / template.format, folder)})
+    return recipe.model_copy(update={"data": data.model_copy(update={**elsewhere, **own}), "base": base, "template": template})
 
 
 def _origin(recipe: Recipe, split: str) -> tuple[Any, Any]:
@@ -491,6 +484,7 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
             "splits": {s: {"records": len(splits[s]), "digest": splits.digest(s)} for s in splits.records},
             "files": prepared.accounts,
             "dropped": _dropped(prepared),
+            "redacted": dict(prepared.checked.redacted),
             "findings": {severity: counts[severity] for severity in ("error", "warning", "note")},
             "trained": len(prepared.rows["train"]),
         },

@@ -268,9 +268,6 @@ def test_the_original_file_serves_an_adapter_with_the_chat_ids_of_training(smoll
 
 
 @needs_llama_cpp
-@pytest.mark.xfail(
-    strict=True, reason="transformers drops SmolLM2's digit splitting when it reads a tokenizer from GGUF: 'pay  400' gets other ids (2026-11-20)"
-)
 def test_the_original_file_cuts_text_as_the_tokenizer_that_was_trained_with(smollm2: Any, smollm2_file: Path, tmp_path: Path) -> None:
     encoder = open_encoder(smollm2.folder, TemplateSpec(), smollm2.name)
     engine = LlamaCpp.serve(Served(smollm2_file, None, tmp_path, context_tokens=64))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, heed_interrupts
 from tests.conftest import SAMPLES as FOLDER
 from tests.data.samples import Row, Sample, chat, count_words, examined, pair, places, written
 from tuner.data import shingles
@@ -401,7 +401,9 @@ def test_spread_works_in_this_process_where_forking_is_not_worth_it() -> None:
 
 def test_an_interrupt_ends_the_workers_too() -> None:
     script = "import time\nfrom tuner.data.workers import spread\nprint(1, flush=True)\nlist(spread(lambda a, b: time.sleep(0.2), 2_000_000))"
-    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=heed_interrupts
+    ) as process:
         assert process.stdout is not None and process.stdout.readline()
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)

@@ -43,7 +43,8 @@ def assert_shows(row: Row, encoder: Encoder) -> None:
     for token in shown.tokens:
         own = shown.text[token.start : token.end]
         assert token.start <= token.end and token.end >= end
-        assert own == token.raw or "\ufffd" in token.raw or (token.spelt and token.raw in own), (own, token)
+        swallowed = token.special and own.strip() == token.raw  # Phi-3's control tokens stand for the white space after them too
+        assert own == token.raw or "\ufffd" in token.raw or swallowed or (token.spelt and token.raw in own), (own, token)
         end = token.end
 
 

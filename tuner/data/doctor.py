@@ -131,7 +131,18 @@ def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tok
     findings = [
         replace(f, check=name, severity="note" if f.severity == "note" else said[name]) for name, of in found.items() for f in _in_order(of, checks[name])
     ]
-    return Checked(context, findings, dropped, hidden)
+    return Checked(context, findings + _nothing_left(context, findings), dropped, hidden)
+
+
+def _nothing_left(context: Context, findings: list[Finding]) -> list[Finding]:
+    """An error for every split of which reading and checks left nothing, where no other error says why."""
+    if any(f.severity == "error" for f in findings):
+        return []
+    return [
+        Finding("files", "NOTHING_LEFT", "error", context.file(split), 0, "", f"data.{split}", "no records left after checks", "at least one record",
+                "look at what the checks dropped, or leave the split out", split)
+        for split, records in context.splits.records.items() if not records
+    ]  # fmt: skip
 
 
 def _in_order(findings: list[Finding], check: Check) -> list[Finding]:

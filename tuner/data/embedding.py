@@ -106,7 +106,7 @@ class MiniLm:
         self._tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(_MINILM_PIECES - 2)
-        self._unknown = int(self._tokenizer.token_to_id("[UNK]"))
+        self._unknown = self._tokenizer.get_vocab()["[UNK]"]
 
     def encode(self, texts: Sequence[str]) -> tuple[Vectors, Vectors]:
         """Raw mean vectors (N, 384) and the share of unknown word pieces (N,), each text by its first 254 pieces. An empty text has the zero vector."""
