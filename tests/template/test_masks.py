@@ -88,9 +88,14 @@ def test_prompts_that_are_too_long_give_way_on_the_left_and_completions_never_do
     long, short = whole.row(record), cut.row(record)
     over = len(long.input_ids) - 64
     assert short.cut_tokens == over > 0 and len(short.input_ids) == 64 and short.prompt_tokens == long.prompt_tokens - over
-    begins = long.input_ids[:1] == [cut.tokenizer.token_to_id(cut.template.special_tokens["bos_token"])]
-    assert short.input_ids == (long.input_ids[:1] + long.input_ids[over + 1 :] if begins else long.input_ids[over:])
+    text = cut.tokenizer.decode(short.input_ids, skip_special_tokens=False)
+    kept = text.partition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
+    assert text.startswith("<|im_start|>system\n") and kept and record.prompt[0].content.endswith(kept)  # marks and system prompt stay
     assert loss_text(cut, short) == ["the answer<|im_end|>"]
+    early = chat(" ".join(f"word{i}" for i in range(40)), "old", " ".join(f"more{i}" for i in range(60)), "new")
+    later = cut.row(early)
+    assert len(later.input_ids) <= 64 and cut.tokenizer.decode(later.input_ids, skip_special_tokens=False).count("<|im_start|>") == 3
+    assert loss_text(cut, later) == ["new<|im_end|>"]
     endless = chat("short", " ".join(f"word{i}" for i in range(80)))
     assert cut.row(endless).cut_tokens == 0 and len(cut.row(endless).input_ids) > 64  # left to the check `overlong`
     counts, findings = count_tokens(cut, [record, chat("a", "b"), endless])

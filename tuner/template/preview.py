@@ -144,7 +144,7 @@ class Shown:
 def shown_row(row: Row, encoder: Encoder) -> Shown:
     """The row's tokens, in order and each once, with their places in the rendered text."""
     text, ids, places, spelt = _placed(row, encoder)
-    begin = next((n for n in (0, 1) if ids[:n] + ids[n + row.cut_tokens :] == row.input_ids), None)
+    begin = next((n for n in range(len(row.input_ids) + 1) if ids[:n] + ids[n + row.cut_tokens :] == row.input_ids), None)
     if begin is None:
         refuse(row.record.where, "", "tokens that differ from those of the row", "the row's own tokens",
                "this is a fault of tuner, not of your data: please report it with `tuner version`")  # fmt: skip

@@ -27,7 +27,8 @@ class TemplateSpec(Section):
     )
     max_tokens: int = Field(1024, ge=8, description="longest row, prompt and completion together (tokens); never cut in silence")
     truncate: Literal["never", "prompt_left"] = Field(
-        "never", description="prompt_left: the beginning of a prompt gives way where a row is too long, never its completion; each is counted and listed"
+        "never",
+        description="prompt_left: where a row is too long the beginning of the user's words gives way, never the completion; each is counted and listed",
     )
     content_tokens: list[str] = Field(
         default_factory=list, description="special tokens that text of a record may become (for example <think>); all others stay text"

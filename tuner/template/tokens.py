@@ -266,15 +266,40 @@ class Encoder:
         return self._cut_left(row) if self.spec.truncate == "prompt_left" else row
 
     def _cut_left(self, row: Row) -> Row:
-        """The row without the beginning of a prompt that is too long; a leading begin-of-text token stays."""
+        """The row without the beginning of the user's words where it is too long; what the template writes round them stays.
+
+        Where the first user turn is not enough, the turns up to the words of a later user turn go too. Left as it is, for the check
+        `overlong`, where all the user's words would not be enough.
+        """
         over = len(row.input_ids) - self.spec.max_tokens
-        keep = 1 if row.input_ids[:1] == [self.begin_id] else 0
-        if over <= 0 or over + keep >= row.prompt_tokens:
+        words = self._user_words(row) if over > 0 else []
+        begin = words[0][0] if words else 0
+        stop = next((max(begin + over, first) for first, last in words if begin + over <= last), None)
+        if stop is None:
             return row
-        cut = slice(keep, keep + over)
         ids, labels = list(row.input_ids), list(row.labels)
-        del ids[cut], labels[cut]
-        return replace(row, input_ids=ids, labels=labels, prompt_tokens=row.prompt_tokens - over, cut_tokens=over)
+        del ids[begin:stop], labels[begin:stop]
+        cut = stop - begin
+        return replace(row, input_ids=ids, labels=labels, prompt_tokens=row.prompt_tokens - cut, cut_tokens=cut)
+
+    def _user_words(self, row: Row) -> list[Span]:
+        """The tokens (first, behind the last) of each user turn's words in the prompt."""
+        messages, stand_ins = self._shielded(self.template.with_system(row.record.messages))
+        asked = self.template.render(messages[:-1], generation_prompt=True)
+        _, places = self._encode_with_places(asked, stand_ins)
+        found: list[Span] = []
+        after = 0
+        for message in messages[:-1]:
+            said = message.content.strip()
+            start = asked.find(said, after)
+            if start < 0:
+                return []
+            after = start + len(said)
+            if message.role == "user" and said:
+                inside = [i for i, (a, b) in enumerate(places) if a >= start and b <= after and b > a]
+                if inside:
+                    found.append((inside[0], inside[-1] + 1))
+        return found
 
     def _refuse_endless(self, record: Record) -> NoReturn:
         names = ", ".join(quoted(self.tokenizer.id_to_token(i)) for i in sorted(self.stop_ids))
