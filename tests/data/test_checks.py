@@ -48,8 +48,11 @@ def test_a_check_finds_its_fault_at_its_places_and_nothing_in_good_records(name:
 def test_an_action_sets_severity_and_only_drop_removes_records(name: str, sample: Sample, action: Action, tmp_path: Path) -> None:
     checked = examined(name, sample, sample.splits, tmp_path, action)
     expected = sorted(sample.expected) if action != "off" else []
-    assert places(checked.findings) == expected
-    assert all(f.severity == (SEVERITY[action] if f.line else "note") for f in checked.findings)
+    emptied = {split for split, records in checked.splits.records.items() if not records}
+    assert {f.split for f in checked.findings if f.code == "NOTHING_LEFT" and f.severity == "error"} == emptied
+    told = [f for f in checked.findings if f.code != "NOTHING_LEFT"]
+    assert places(told) == expected
+    assert all(f.severity == (SEVERITY[action] if f.line else "note") for f in told)
     marked = Counter({(split, line) for split, line, _ in expected if line}) if action == "drop" else Counter()
     before = Counter((split, line) for split, rows in sample.splits.items() if split != "production" for line in range(1, len(rows) + 1))
     after = Counter((r.split, r.line) for rows in checked.splits.records.values() for r in rows)
@@ -60,6 +63,9 @@ def test_an_action_sets_severity_and_only_drop_removes_records(name: str, sample
         with pytest.raises(Refusal) as caught:
             checked.raise_if_refused()
         assert len(caught.value.problems) == len(refused)
+    elif emptied:
+        with pytest.raises(Refusal, match="no records left after checks"):
+            checked.raise_if_refused()
     else:
         checked.raise_if_refused()
 
