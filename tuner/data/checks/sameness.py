@@ -230,10 +230,11 @@ def leakage(context: Context) -> Iterator[Finding]:
 
     likely = np.zeros(1 << _FILTER_BITS, dtype=bool)
     likely[wanted & _FILTER_MASK] = True
+    in_order = np.unique(wanted)
 
     def look(start: int, stop: int) -> list[tuple[int, int]]:
         runs, own = _runs([context.records[train.start + i] for i in range(start, stop)], LEAK_WORDS)
-        hits = _found_in(runs, wanted, likely)
+        hits = _found_in(runs, in_order, likely)
         return list(dict.fromkeys((int(runs[h]), train.start + start + int(own[h])) for h in hits.tolist()))
 
     for part in spread(look, len(train)):
@@ -257,14 +258,15 @@ def leakage(context: Context) -> Iterator[Finding]:
                       "graded records that train has not seen", f"compare the two; delete {source.where} if it is a copy")  # fmt: skip
 
 
-_FILTER_BITS = 22
+_FILTER_BITS = 24
 _FILTER_MASK = np.uint64((1 << _FILTER_BITS) - 1)
 
 
-def _found_in(runs: Hashes, wanted: Hashes, likely: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Positions in `runs` of hashes that are among `wanted`; the table `likely` of their low bits spares sorting nearly all of them."""
+def _found_in(runs: Hashes, in_order: Hashes, likely: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Positions in `runs` of hashes that are among `in_order`; the table `likely` of their low bits spares looking most of them up."""
     maybe = np.flatnonzero(likely[runs & _FILTER_MASK])
-    return maybe[np.isin(runs[maybe], wanted)]
+    nearest = np.minimum(np.searchsorted(in_order, runs[maybe]), len(in_order) - 1)
+    return maybe[in_order[nearest] == runs[maybe]]
 
 
 def _runs(records: Sequence[Record], size: int) -> tuple[Hashes, Hashes]:
