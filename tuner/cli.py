@@ -152,7 +152,9 @@ def _diagnosed(recipe: Recipe, is_bare: bool, with_base: bool, teller: _Teller) 
     if is_bare:
         return pipeline.check_files(recipe, teller)
     prepared = pipeline.prepare(recipe, teller, weights=with_base)
-    return pipeline.with_base_findings(prepared, teller) if with_base else prepared
+    if with_base and prepared.checked.errors:
+        err.print("the base was not asked: mend the errors first", markup=False)
+    return pipeline.with_base_findings(prepared, teller) if with_base and not prepared.checked.errors else prepared
 
 
 def _refuse_overwriting(outputs: dict[str, Path | None], recipe: Recipe) -> None:
@@ -484,8 +486,13 @@ def _refuse_unwritable(path: Path | None, option: str) -> None:
 
 def _question_of(row: dict[str, Any], number: int) -> Any:
     question = row.get("messages", row.get("prompt"))
-    if row.get("tools") and isinstance(question, list) and question and isinstance(question[0], dict):
-        question = [{**question[0], "tools": row["tools"]}, *question[1:]]
+    if isinstance(question, str) and question and (row.get("system") or row.get("tools")):
+        question = [{"role": "user", "content": question}]
+    if isinstance(question, list) and question and isinstance(question[0], dict):
+        if row.get("system") and question[0].get("role") != "system":
+            question = [{"role": "system", "content": row["system"]}, *question]
+        if row.get("tools"):
+            question = [{**question[0], "tools": row["tools"]}, *question[1:]]
     if not isinstance(question, (str, list)) or not question:
         refuse(f"line {number}", "prompt", visible(question, 60), "text, or a list of messages", f"mend line {number}")
     return question

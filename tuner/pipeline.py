@@ -170,6 +170,10 @@ def _said_of_template(encoder: Encoder) -> list[Finding]:
         said.append(remark(encoder.name, "OWN_SYSTEM", "template.system",
                            f"the template writes {quoted(encoder.template.own_system, 120)} before records without a system prompt",
                            "a system prompt you chose", "set template.system, unless this one is served too", "train"))  # fmt: skip
+    if "strftime_now" in encoder.template.source:
+        said.append(remark(encoder.name, "DATED", "template.format", "the template writes the day on which it is rendered",
+                           "a prompt that is the same on every day", "set a date through template.chat_template_kwargs, if the template takes one",
+                           "train"))  # fmt: skip
     for condition in content_conditions(encoder.template.source):
         said.append(remark(encoder.name, "CONTENT_CONDITION", "template.format", f"the template decides by the words of a message: {quoted(condition, 100)}",
                            "a template that treats all words alike",
@@ -299,7 +303,7 @@ def _with_files(recipe: Recipe, files: Mapping[str, object], folder: Path) -> Re
     if (recipe.path.parent / base.model).exists():
         base = base.model_copy(update={"model": os.path.relpath(recipe.path.parent / base.model, folder)})
     template = recipe.template
-    if template.format.endswith(".jinja"):
+    if template.format.endswith((".jinja", ".j2")):
         template = template.model_copy(update={"format": os.path.relpath(recipe.path.parent / template.format, folder)})
     return recipe.model_copy(update={"data": data.model_copy(update={**elsewhere, **own}), "base": base, "template": template})
 

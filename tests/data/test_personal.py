@@ -476,3 +476,21 @@ def test_arguments_of_tool_calls_are_read_too() -> None:
 
 def test_clean_records_have_no_findings() -> None:
     assert findings(*NATURAL) == []
+
+
+def test_redaction_reaches_tool_calls_tools_names_and_columns_and_leaves_json_whole() -> None:
+    import json
+
+    from tuner.data.redaction import redacted
+    from tuner.data.splits import Splits
+
+    call = json.dumps([{"function": {"name": "pay", "arguments": '{"card": 4111111111111111, "to": "john.doe@acme-mail.com"}'}}])
+    tools = json.dumps([{"description": "mail john.doe@acme-mail.com"}])
+    record = Record((Message("user", "pay", name="john.doe@acme-mail.com", tools=tools), Message("assistant", "", call)), "a", 1, "train",
+                    {"card": 4111111111111111, "john.doe@acme-mail.com": "x"})  # fmt: skip
+    answer = Record((Message("user", "q"), Message("assistant", '{"card": 4111111111111111}')), "a", 2, "train")
+    splits, counts = redacted(Splits({"train": [record, answer]}, ()), ["all"], json_answers=True)
+    first, second = splits["train"]
+    assert "4111111111111111" not in repr(splits) and "john.doe" not in repr(splits) and counts["card"] == 3 and counts["email"] == 4
+    arguments = json.loads(json.loads(first.messages[1].tool_calls or "")[0]["function"]["arguments"])
+    assert arguments == {"card": "[CARD_1]", "to": "[EMAIL_1]"} and json.loads(second.completion) == {"card": "[CARD_1]"}

@@ -253,3 +253,30 @@ def test_tools_are_read_from_their_column_as_a_list_or_as_json_text(tmp_path: Pa
     assert [r.tools is not None for r in splits["train"]] == [True, True, False, False, False]
     assert len({r.hash for r in splits["train"]}) == 2 and splits["train"][0].prompt_key != splits["train"][2].prompt_key
     assert [(f.line, f.code) for f in splits.findings] == [(6, "TOOLS"), (7, "TOOLS"), (8, "TOOLS")]
+
+
+def test_everything_leaves_out_turns_of_weight_0(smollm2: Any) -> None:
+    encoder = encoder_for(smollm2, loss_on="everything")
+    turns = list(chat("hi", "BAD", "again", "good").messages)
+    turns[1] = Message("assistant", "BAD", weight=0)
+    row = encoder.row(Record(tuple(turns), "a", 1, "train"))
+    assert "BAD" not in "".join(loss_text(encoder, row)) and loss_text(encoder, row)[-1].endswith("good<|im_end|>")
+    alone = encoder.row(Record((Message("user", "hi"), Message("assistant", "BAD", weight=0)), "a", 1, "train"))
+    assert "BAD" not in "".join(loss_text(encoder, alone))
+
+
+def test_cutting_never_touches_the_marks_of_the_template_nor_the_last_loss_token(smollm2: Any) -> None:
+    encoder = encoder_for(smollm2, truncate="prompt_left", max_tokens=48)
+    for first in ("You", "user", "system", "hi"):
+        row = encoder.row(chat(first, "yes?", "word " * 80, "good"))
+        text = encoder.tokenizer.decode(row.input_ids, skip_special_tokens=False)
+        assert len(row.input_ids) <= 48 and text.startswith("<|im_start|>system\nYou are") and "<|im_start|>user\n" in text, text
+    silent = encoder_for(smollm2, truncate="prompt_left", max_tokens=45, loss_on="all_assistant")
+    record = Record((*chat("hi there", "first", "word " * 60).messages, Message("assistant", "BAD", weight=0)), "a", 1, "train")
+    assert silent.row(record).completion_tokens > 0
+
+
+def test_new_tokens_that_the_vocabulary_has_already_are_refused(smollm2: Any) -> None:
+    with pytest.raises(Refusal, match="in the vocabulary already"):
+        encoder_for(smollm2, new_tokens=["hello"])
+    assert len(encoder_for(smollm2, new_tokens=["<hello>"]).new_ids) == 1

@@ -107,8 +107,8 @@ def _renders(encoder: Encoder, conversation: Conversation) -> bool:
 
 
 def trainer_prompt(encoder: Encoder, conversation: Conversation) -> Ids:
-    """The prompt part of the row that training would make of this conversation and some answer."""
-    row = encoder.row(Record((*conversation, Message("assistant", "ok")), "parity", 1, "train"))
+    """The prompt part of the row that training would make of this conversation and some answer, were it not too long."""
+    row = encoder.uncut().row(Record((*conversation, Message("assistant", "ok")), "parity", 1, "train"))
     return row.input_ids[: row.prompt_tokens]
 
 
@@ -228,6 +228,8 @@ def check_parity(
         choose({name: name for name in get_args(Weights)}, weights, "command line", "--weights")
         with tempfile.TemporaryDirectory(prefix="tuner-parity-") as aside:
             served = kind(Served(base_folder, adapter.version.folder, Path(aside), weights=cast(Weights, weights)))
+            if any(_tools(c) for c in asked):
+                refuse("conversations", "tools", "functions that a conversation offers", "conversations without, where an engine is asked", "leave them out")
             ways[engine] = [served.tokenize_chat([m.as_dict() for m in c]) for c in asked]
             if prompts:
                 answers = compare_answers(adapter, served, ways["Adapter.answer"][:prompts], max_new_tokens)

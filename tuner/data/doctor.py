@@ -95,7 +95,7 @@ def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tok
 
     Records that single-record checks drop are gone before records are compared with each other.
     """
-    splits, hidden = redacted(splits, scene.spec.redact)
+    splits, hidden = redacted(splits, scene.spec.redact, scene.task == "json")
     active = {name: check for name, check in checks.items() if check.action(scene.spec, name) != "off"}
     measured = measure(splits, scene, active, count_tokens, None if tick is None else lambda done, of: tick("records", done, of))
     found: dict[str, list[Finding]] = {name: [] for name in checks}

@@ -137,9 +137,9 @@ def measure(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tok
         tokens = np.zeros((len(part), 2), dtype=np.int32)
         if count_tokens is not None:
             tokens, refused = count_tokens(part)
-            position = {(r.file, r.line): start + i for i, r in enumerate(part)}
+            position = {(r.split, r.file, r.line): start + i for i, r in enumerate(part)}
             for finding in refused:
-                found.setdefault(finding.check, []).append((position[finding.file, finding.line], finding))
+                found.setdefault(finding.check, []).append((position[finding.split, finding.file, finding.line], finding))
         return _measured(part, common, tokens), found
 
     parts: list[Measures] = []

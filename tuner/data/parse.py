@@ -451,5 +451,5 @@ def kind_of(value: Any) -> str:
     if isinstance(value, (int, float)):
         return f"the number {value}"
     if isinstance(value, str):
-        return f"the text {quoted(value, 40)}"
+        return f"the text {quoted(hide(value), 40)}"
     return "a list" if isinstance(value, list) else "an object"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tuner.data.personal import Redactor
@@ -16,38 +16,63 @@ from tuner.data.record import Message, Record
 from tuner.data.splits import Splits
 
 
-def redacted(splits: Splits, kinds: Sequence[str]) -> tuple[Splits, Counter[str]]:
-    """The splits without values of these kinds, and how many of each kind were replaced. Numbering follows the order of reading."""
+def redacted(splits: Splits, kinds: Sequence[str], json_answers: bool = False) -> tuple[Splits, Counter[str]]:
+    """The splits without values of these kinds, and how many of each kind were replaced. Numbering follows the order of reading.
+
+    With `json_answers` an answer that is JSON stays JSON: a number in it gives way to a placeholder in quotes.
+    """
     counts: Counter[str] = Counter()
     if not kinds:
         return splits, counts
-    redactor = Redactor(kinds)
-    records = {split: [_record(r, redactor, counts) for r in of] for split, of in splits.records.items()}
-    production = [_record(r, redactor, counts) for r in splits.production]
-    return replace(splits, records=records, production=production), counts
+    pen = _Pen(Redactor(kinds), counts, json_answers)
+    records = {split: [pen.record(r) for r in of] for split, of in splits.records.items()}
+    return replace(splits, records=records, production=[pen.record(r) for r in splits.production]), counts
 
 
-def _record(record: Record, redactor: Redactor, counts: Counter[str]) -> Record:
-    messages = tuple(_message(m, redactor, counts) for m in record.messages)
-    extra = {key: _value(of, redactor, counts) for key, of in record.extra.items()}
-    return Record(messages, record.file, record.line, record.split, extra)
+@dataclass(frozen=True)
+class _Pen:
+    """Redacts whatever a record is made of, and counts."""
 
+    redactor: Redactor
+    counts: Counter[str]
+    json_answers: bool
 
-def _message(message: Message, redactor: Redactor, counts: Counter[str]) -> Message:
-    content, found = redactor.redact(message.content)
-    counts.update(found)
-    calls = message.tool_calls
-    if calls is not None:
-        calls = json.dumps(_value(json.loads(calls), redactor, counts), ensure_ascii=False, sort_keys=True)
-    return message.saying(content, calls, message.tools)
+    def record(self, record: Record) -> Record:
+        extra = {self.text(key): self.value(of) for key, of in record.extra.items()}
+        return Record(tuple(self.message(m) for m in record.messages), record.file, record.line, record.split, extra)
 
+    def message(self, message: Message) -> Message:
+        is_json = self.json_answers and message.role == "assistant"
+        return Message(
+            message.role, self.nested(message.content) if is_json else self.text(message.content), self.json_text(message.tool_calls),
+            message.tool_call_id, None if message.name is None else self.text(message.name), message.weight, self.json_text(message.tools),
+        )  # fmt: skip
 
-def _value(value: Any, redactor: Redactor, counts: Counter[str]) -> Any:
-    """Texts inside a tool call's arguments; the JSON round them stays JSON."""
-    if isinstance(value, str):
-        text, found = redactor.redact(value)
-        counts.update(found)
-        return text
-    if isinstance(value, dict):
-        return {key: _value(of, redactor, counts) for key, of in value.items()}
-    return [_value(of, redactor, counts) for of in value] if isinstance(value, list) else value
+    def json_text(self, text: str | None) -> str | None:
+        return None if text is None else json.dumps(self.value(json.loads(text)), ensure_ascii=False, sort_keys=True)
+
+    def text(self, text: str) -> str:
+        said, found = self.redactor.redact(text)
+        self.counts.update(found)
+        return said
+
+    def nested(self, text: str) -> str:
+        """A text that may itself be JSON, as the arguments of a tool call are: then its values are redacted and it stays JSON."""
+        if text.lstrip()[:1] not in ("{", "["):
+            return self.text(text)
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return self.text(text)
+        hidden = self.value(value)
+        return text if hidden == value else json.dumps(hidden, ensure_ascii=False)
+
+    def value(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.nested(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            said = self.text(str(value))
+            return value if said == str(value) else said
+        if isinstance(value, dict):
+            return {self.text(str(key)): self.value(of) for key, of in value.items()}
+        return [self.value(of) for of in value] if isinstance(value, list) else value

@@ -15,9 +15,10 @@ import msgspec
 from tuner.catalog import nearest, suggestion
 from tuner.data.files import Faults
 from tuner.data.parse import decode, kind_of
+from tuner.data.personal import masked_quote
 from tuner.data.record import ROLES, SHAREGPT_ROLES, Message, Record, Role
 from tuner.data.spec import Columns, Shape
-from tuner.safe_text import quoted, visible
+from tuner.safe_text import visible
 
 SHAPE_KEYS: dict[Shape, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -153,12 +154,12 @@ class Shaper:
             return None
         role, content, calls = item.get("role"), item.get("content"), item.get("tool_calls")
         if role not in ROLES:
-            self._add("ROLE", f"{path}.role", quoted(role), "one of: " + ", ".join(ROLES), suggestion(str(role), ROLES))
+            self._add("ROLE", f"{path}.role", masked_quote(role), "one of: " + ", ".join(ROLES), suggestion(str(role), ROLES))
             return None
         allowed = {"role", "content", "name", *({"tool_calls", "weight"} if role == "assistant" else {"tool_call_id"} if role == "tool" else ())}
         other = sorted(str(k) for k, v in item.items() if k not in allowed and v is not None)
         if other:
-            self._add("KEY", path, f"the key {quoted(other[0])}", ", ".join(sorted(allowed)), "remove it: it would be ignored")
+            self._add("KEY", path, f"the key {masked_quote(other[0])}", ", ".join(sorted(allowed)), "remove it: it would be ignored")
             return None
         called = None if calls is None or calls == [] else self._tool_calls(path, calls)
         if called is None and calls is not None and calls != []:
@@ -199,7 +200,7 @@ class Shaper:
                 try:
                     arguments = decode(arguments)
                 except ValueError:  # BadJson is one too
-                    self._add("TOOL_ARGUMENTS", f"{where}[{index}].arguments", quoted(arguments), "the text of one JSON object", "mend the arguments")
+                    self._add("TOOL_ARGUMENTS", f"{where}[{index}].arguments", masked_quote(arguments), "the text of one JSON object", "mend the arguments")
                     return None
             if not isinstance(arguments, dict):
                 self._add("TOOL_ARGUMENTS", f"{where}[{index}].arguments", kind_of(arguments), "one JSON object", "mend the arguments")
@@ -217,7 +218,7 @@ class Shaper:
             try:
                 tools = decode(tools)
             except ValueError:
-                self._add("TOOLS", "tools", quoted(tools, 60), "a list of functions, or its JSON text", "mend the tools")
+                self._add("TOOLS", "tools", masked_quote(tools, 60), "a list of functions, or its JSON text", "mend the tools")
                 return None
         if not tools:
             return ""
@@ -256,7 +257,7 @@ class Shaper:
             path = f"messages[{index}]"
             if message.role == "tool":
                 if not open_calls or (message.tool_call_id is not None and waiting and message.tool_call_id not in waiting):
-                    self._add("TOOL_RESULT", path, f"a tool result for {quoted(message.tool_call_id)}, which no turn before it called",
+                    self._add("TOOL_RESULT", path, f"a tool result for {masked_quote(message.tool_call_id)}, which no turn before it called",
                               "the result of an earlier call",
                               "add the call, or delete the result")  # fmt: skip
                     return False

@@ -6,6 +6,7 @@ A worker that is killed ends the work with a refusal: multiprocessing.Pool would
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,7 @@ Tick = Callable[[int, int], None]  # (done, of)
 
 WORTH_FORKING = 20_000  # positions; below this one process is done before a second has started
 CHUNK = 2_000
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _work: Callable[[int, int], Any] | None = None  # inherited by the forked processes: nothing of it is copied or pickled
 
@@ -63,6 +65,7 @@ def _start() -> None:
     """A worker dies with its parent's word, not on its own account."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a parent that is killed takes its workers along (Linux, as forking here)
 
 
 def _run(bounds: tuple[int, int]) -> Any:

@@ -62,7 +62,7 @@ def few_shot_examples(train: Sequence[Record], count: int, by_completion: bool, 
         ranked = [r for _, _, r in sorted(zip(rounds, range(len(ranked)), ranked, strict=True))]
     turns: list[Message] = []
     for record in ranked[:count]:
-        turns += [m for m in record.messages if m.role != "system"]
+        turns += [m.saying(m.content, m.tool_calls, None) for m in record.messages if m.role != "system"]
     return turns
 
 

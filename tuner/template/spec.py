@@ -28,7 +28,8 @@ class TemplateSpec(Section):
     max_tokens: int = Field(1024, ge=8, description="longest row, prompt and completion together (tokens); never cut in silence")
     truncate: Literal["never", "prompt_left"] = Field(
         "never",
-        description="prompt_left: where a row is too long the beginning of the user's words gives way, never the completion; each is counted and listed",
+        description="prompt_left: where a row is too long the beginning of the user's words gives way, never the completion; each is counted and listed. "
+        "Prompts that are served or graded are never cut",
     )
     content_tokens: list[str] = Field(
         default_factory=list, description="special tokens that text of a record may become (for example <think>); all others stay text"

@@ -90,6 +90,10 @@ class Encoder:
         self._tails: dict[str, list[int]] = {}
         self.control_ids = frozenset(i for t in self.control_texts if (i := tokenizer.token_to_id(t)) is not None)
 
+    def uncut(self) -> Encoder:
+        """The same encoder, which takes nothing from a prompt: what is served is never cut."""
+        return Encoder(self.tokenizer, self.template, self.stop_ids, self.spec.model_copy(update={"truncate": "never"}), self.name)
+
     # --- prompts and rows
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -106,8 +110,9 @@ class Encoder:
         turns = turns_with_loss(messages, self.spec.loss_on)
         prompt, completion, merged = self._last_turn(record, messages, stand_ins)
         if self.spec.loss_on == "everything":
-            ids = prompt + completion
-            return self._finished(Row(ids, list(ids), len(prompt), record, 0, merged))
+            silent = [i for i, m in enumerate(messages) if m.role == "assistant" and m.weight == 0]
+            row = Row(prompt + completion, prompt + completion, len(prompt), record, 0, merged)
+            return self._finished(self._without_turns(row, messages, stand_ins, silent) if silent else row)
         if not turns:
             refuse(record.where, "weight", "no assistant turn that carries loss", "at least one of weight 1", "delete the record, or the weights")
         if turns == [len(messages) - 1]:
@@ -248,6 +253,16 @@ class Encoder:
                     labels[i] = ids[i]
         return replace(row, labels=labels)
 
+    def _without_turns(self, row: Row, messages: list[Message], stand_ins: dict[str, str], turns: list[int]) -> Row:
+        """The row without loss on these turns. Raises Refusal where nothing is left."""
+        kept = self._row_of_turns(row.record, messages, stand_ins, turns, row).labels
+        labels = [IGNORED if silenced != IGNORED else label for label, silenced in zip(row.labels, kept, strict=True)]
+        if len(messages) - 1 in turns:  # the last turn's stop token ends the row, and would be its only trained end
+            labels[row.prompt_tokens :] = [IGNORED] * (len(labels) - row.prompt_tokens)
+        if all(label == IGNORED for label in labels):
+            refuse(row.record.where, "weight", "no token that carries loss", "at least one", "delete the record, or the weights")
+        return replace(row, labels=labels)
+
     def _finished(self, row: Row) -> Row:
         """The row, looked at once more before anything is trained on it, and cut where the recipe says so.
 
@@ -279,6 +294,8 @@ class Encoder:
             return row
         ids, labels = list(row.input_ids), list(row.labels)
         del ids[begin:stop], labels[begin:stop]
+        if all(label == IGNORED for label in labels):
+            return row
         cut = stop - begin
         return replace(row, input_ids=ids, labels=labels, prompt_tokens=row.prompt_tokens - cut, cut_tokens=cut)
 
@@ -286,20 +303,37 @@ class Encoder:
         """The tokens (first, behind the last) of each user turn's words in the prompt."""
         messages, stand_ins = self._shielded(self.template.with_system(row.record.messages))
         asked = self.template.render(messages[:-1], generation_prompt=True)
+        spans = self._content_spans(messages[:-1], asked)
         _, places = self._encode_with_places(asked, stand_ins)
         found: list[Span] = []
-        after = 0
-        for message in messages[:-1]:
-            said = message.content.strip()
-            start = asked.find(said, after)
-            if start < 0:
-                return []
-            after = start + len(said)
-            if message.role == "user" and said:
-                inside = [i for i, (a, b) in enumerate(places) if a >= start and b <= after and b > a]
+        for message, (start, end) in zip(messages[:-1], spans, strict=False):
+            if message.role == "user":
+                inside = [i for i, (a, b) in enumerate(places) if a >= start and b <= end and b > a]
                 if inside:
                     found.append((inside[0], inside[-1] + 1))
         return found
+
+    def _content_spans(self, messages: Sequence[Message], asked: str) -> list[Span]:
+        """The characters of `asked` that each message's content takes: found by rendering one private character in its place.
+
+        Nothing where the template does more to a content than trim it.
+        """
+        marks = [chr(_PRIVATE[-1] - i) for i in range(len(messages))]
+        skeleton = self.template.render([m.saying(c, m.tool_calls, m.tools) for m, c in zip(messages, marks, strict=True)], generation_prompt=True)
+        for trimmed in (False, True):
+            spans: list[Span] = []
+            built = ""
+            for char in skeleton:
+                if char in marks:
+                    said = messages[marks.index(char)].content
+                    said = said.strip() if trimmed else said
+                    spans.append((len(built), len(built) + len(said)))
+                    built += said
+                else:
+                    built += char
+            if built == asked and len(spans) == len(messages):
+                return spans
+        return []
 
     def _refuse_endless(self, record: Record) -> NoReturn:
         names = ", ".join(quoted(self.tokenizer.id_to_token(i)) for i in sorted(self.stop_ids))
@@ -443,6 +477,16 @@ def _add_new_tokens(tokenizer: Tokenizer, spec: TemplateSpec, name: str) -> None
     for text in spec.new_tokens:
         if not text.strip() or spec.new_tokens.count(text) > 1:
             refuse(name, "template.new_tokens", quoted(text), "different texts with a visible character", "remove it")
+    known = {t.content for t in tokenizer.get_added_tokens_decoder().values()}
+    for text in spec.new_tokens:
+        if tokenizer.token_to_id(text) is not None and text not in known:
+            refuse(
+                name,
+                "template.new_tokens",
+                f"{quoted(text)}, which is in the vocabulary already",
+                "texts that no token spells yet",
+                "remove it, or put it in marks, as <…>",
+            )
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in spec.new_tokens if tokenizer.token_to_id(text) is None])
 
 

@@ -18,7 +18,7 @@ SHOWN = 3  # masks a finding lists; the rest is counted
 @lru_cache(maxsize=2)  # both checks see a record one after the other: the second takes what the first has found
 def _masks(messages: tuple[Message, ...]) -> tuple[dict[str, list[str]], ...]:
     """For each message: kind -> the masks of its hits."""
-    return tuple(_by_kind(message.text) for message in messages)
+    return tuple(_by_kind("\n".join(part for part in (message.text, message.name, message.tools) if part)) for message in messages)
 
 
 def _by_kind(text: str) -> dict[str, list[str]]:

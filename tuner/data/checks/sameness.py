@@ -266,7 +266,8 @@ def _found_in(runs: Hashes, in_order: Hashes, likely: NDArray[np.bool_]) -> NDAr
     """Positions in `runs` of hashes that are among `in_order`; the table `likely` of their low bits spares looking most of them up."""
     maybe = np.flatnonzero(likely[runs & _FILTER_MASK])
     nearest = np.minimum(np.searchsorted(in_order, runs[maybe]), len(in_order) - 1)
-    return maybe[in_order[nearest] == runs[maybe]]
+    found: NDArray[np.int64] = maybe[in_order[nearest] == runs[maybe]]
+    return found
 
 
 def _runs(records: Sequence[Record], size: int) -> tuple[Hashes, Hashes]:
