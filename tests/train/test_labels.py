@@ -98,7 +98,7 @@ def test_labels_that_reach_trl_are_those_of_the_preview_token_by_token(loss_on: 
                 loss += sum(t.loss for t in shown)
                 silent += sum(not t.loss for t in shown)
         assert sorted(seen) == list(range(wanted))
-        assert padded > 0 and loss > 0 and (silent == 0) == (loss_on == "everything")
+        assert padded > 0 and loss > 0 and (silent > 0 or loss_on == "everything")
 
 
 def test_the_sampled_records_hold_what_they_are_to_hold(tiny_base: Path, tmp_path: Path) -> None:
