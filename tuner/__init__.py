@@ -9,7 +9,7 @@ from tuner.errors import Refusal
 
 __all__ = ["Recipe", "Refusal", "check", "evaluate", "load_adapter", "run"]
 
-_LAZY = {"Recipe": "tuner.recipe", "check": "tuner.api", "evaluate": "tuner.api", "load_adapter": "tuner.api", "run": "tuner.api"}
+_LAZY = {"Recipe": "tuner.recipe", "check": "tuner.api", "evaluate": "tuner.api", "load_adapter": "tuner.artifact.adapter", "run": "tuner.api"}
 
 
 def __getattr__(name: str) -> object:

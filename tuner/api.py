@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tuner import pipeline
 from tuner.recipe import Recipe, load_recipe
-
-if TYPE_CHECKING:
-    from tuner.artifact.adapter import Adapter
 
 
 def _as_recipe(recipe: str | Path | Recipe, overrides: Sequence[str], profile: str | None) -> Recipe:
@@ -36,19 +32,3 @@ def evaluate(
     prepared = pipeline.prepare(_as_recipe(recipe, overrides, profile))
     prepared.checked.raise_if_refused()
     return pipeline.evaluate(prepared, find(Path(store or prepared.recipe.artifact.store), name))
-
-
-def load_adapter(
-    name: str,
-    store: str | Path = "adapters",
-    *,
-    base: str | Path | None = None,
-    device: str | None = None,
-    load: str | None = None,
-    batch: int = 32,
-    allow: Collection[str] = (),
-) -> Adapter:
-    """See tuner.artifact.adapter.load_adapter."""
-    from tuner.artifact import adapter
-
-    return adapter.load_adapter(name, store, base=base, device=device, load=load, batch=batch, allow=allow)

@@ -635,7 +635,7 @@ def _say_checked(diagnosed: Diagnosed, brief: bool = False, seconds: float | Non
             out.print(f"  {group.severity:8}{group.check} ({group.code.lower()}): {group.count}", style=_STYLE[group.severity], markup=False, soft_wrap=True)
             out.print(f"          {visible(first.where)}: {visible(first.found, 160)}\n          {visible(first.fix)}", markup=False, soft_wrap=True)
     for group in found:
-        shown = group.findings[: 0 if brief and group.severity != "error" else 10]
+        shown = group.findings[: 0 if brief else 10]  # what refuses a run is printed once, by the refusal
         rest = f", the first {len(shown)} of them" if 0 < len(shown) < group.count else ""
         out.print(
             f"{'' if brief else chr(10)}{group.severity:8}{group.check} {group.code}: {group.count}{rest}",

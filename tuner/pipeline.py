@@ -144,7 +144,7 @@ def prepare(recipe: Recipe, listener: Listener = QUIET, weights: bool = True) ->
     Without `weights` the base's tokenizer is enough: what is prepared can be looked at, but not trained.
     """
     base, splits = _base_and_splits(recipe, listener, weights)
-    encoder = open_encoder(base.folder, recipe.template, base.name, recipe.path.parent)
+    encoder = _encoder_of(recipe, base, splits)
     if "few_shot" in recipe.evaluate.base_ways and not encoder.template.multi_turn:
         refuse(recipe.at("template", "format"), "template.format", "a template of one turn", "one that renders few-shot examples",
                "use another format, or set evaluate.base_ways: [zero_shot]")  # fmt: skip
@@ -161,6 +161,15 @@ def prepare(recipe: Recipe, listener: Listener = QUIET, weights: bool = True) ->
     scene = Scene(recipe.data, recipe.template.max_tokens, base.context_tokens, frozenset(encoder.control_texts))
     checked = examine(splits, scene, CHECKS, lambda records: count_tokens(encoder, records), listener.checking)
     return Prepared(recipe, checked, base, encoder)
+
+
+def _encoder_of(recipe: Recipe, base: Base, splits: Splits) -> Encoder:
+    """The encoder of the base and the recipe's template. Raises Refusal with its problems, by line, and what reading the files found."""
+    try:
+        return open_encoder(base.folder, recipe.template, base.name, recipe.path.parent)
+    except Refusal as refusal:
+        placed = [replace(p, where=recipe.at(*p.field.split("."))) if p.where == "recipe" else p for p in refusal.problems]
+        raise Refusal([*placed, *(f.problem() for f in splits.findings)]) from None
 
 
 def _said_of_template(encoder: Encoder) -> list[Finding]:

@@ -197,3 +197,17 @@ def test_a_folder_or_a_pipe_is_said_to_be_one_and_never_waited_for(tmp_path: Pat
     for name, word in (("rows.jsonl", "a folder"), ("pipe.jsonl", "a pipe or device")):
         done = tuner(tmp_path, "check", name)
         assert done.returncode == 2 and word in done.stdout, done.stdout + done.stderr
+
+
+def test_a_wrong_format_and_a_missing_file_are_said_together_by_line(recipe_file: Any) -> None:
+    path = recipe_file(template={"format": "chatlm"}, data={"task": "label", "train": "nowhere.jsonl"})
+    run = tuner(path.parent, "plan", path.name)
+    assert run.returncode == 2 and "write chatml" in run.stderr and "nowhere.jsonl" in run.stderr
+    assert f"{path.name}:" in run.stderr.splitlines()[0], run.stderr
+
+
+def test_a_run_that_is_refused_says_each_fault_once(recipe_file: Any) -> None:
+    path = recipe_file()
+    lines(path.parent / "train.jsonl", [pair("a colour", "")])
+    run = tuner(path.parent, "run", path.name)
+    assert run.returncode == 2 and (run.stdout + run.stderr).count("text with at least one visible character") == 1

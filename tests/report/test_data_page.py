@@ -5,24 +5,19 @@ It refuses to trust the escaping or the masking: it parses the page, and opens i
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import itertools
 import json
 import random
 import re
-import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.report.browser import Browser
+from tests.report.browser import Browser, needs_browser
 from tests.report.hostile import SEEDS, STRINGS
-from tests.report.test_report import Page, luminance, squeezed
+from tests.report.page import Page, luminance, nothing_points_outside, policy_allows_only_the_inline_style_and_script, squeezed, usable_pictures
 from tuner.data.checks import CHECKS
 from tuner.data.doctor import Checked, examine
 from tuner.data.embedding import centred, static_encoder
@@ -40,8 +35,6 @@ from tuner.report.data_text import Segment, differing, excerpt, said, seen
 from tuner.safe_text import visible
 
 SAMPLES = Path(__file__).parents[2] / "data_samples"
-CHROMIUM = shutil.which("chromium")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no `chromium` on PATH: what a browser makes of the page was not checked")
 
 PERSONAL = ["john.smithers@firma-nord.de", "4111 1111 1111 1111", "+1 415 555 2671", "ghp_16C7e42F292c6912E7710c838347Ae178B4a", "DE89 3704 0044 0532 0130 00"]
 TRACES = ["smithers", "firma-nord", "firmanord", "4111", "1111", "555 2671", "2671", "16C7e42F", "16c7e42f", "0532", "3704"]
@@ -355,41 +348,14 @@ def test_hostile_records_labels_and_file_names_stay_text(hostile_source: str) ->
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]", hostile_source)
 
 
-def nothing_points_outside(page: Page) -> None:
-    ids = {a["id"] for _, a in page.elements if "id" in a}
-    for tag, attributes in page.elements:
-        assert tag not in {"img", "iframe", "link", "object", "embed", "base", "form", "audio", "video", "use", "image", "foreignobject"}
-        for name, value in attributes.items():
-            assert name not in {"style", "src", "srcset", "action", "formaction", "xlink:href", "background", "ping"} and not name.startswith("on")
-            if name == "href":
-                assert value is not None and value.startswith("#") and value[1:] in ids, value
-
-
 def test_policy_allows_exactly_the_inline_style_and_script_and_nothing_points_outside(page: Page) -> None:
-    policy = next(m["content"] for m in page.of("meta") if m.get("http-equiv") == "Content-Security-Policy")
-    assert policy is not None
-    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
-    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
-    for tag in ("style", "script"):
-        assert len(page.of(tag)) == 1 and page.of(tag)[0] == {}
-        digest = base64.b64encode(hashlib.sha256(page.content(tag).encode()).digest()).decode()
-        assert rules[f"{tag}-src"] == f"'sha256-{digest}'"
+    policy_allows_only_the_inline_style_and_script(page)
     nothing_points_outside(page)
-    assert "url(" not in page.content("style") and "@import" not in page.content("style") and "http" not in page.content("script")
 
 
 def test_page_is_usable_by_keyboard_and_screen_reader_and_without_script(page: Page) -> None:
-    ids = [a["id"] for _, a in page.elements if "id" in a]
-    assert len(ids) == len(set(ids))
-    named = [part for _, a in page.elements for part in (a.get("aria-labelledby") or "").split()]
-    assert named and set(named) <= set(ids)
-    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
-    assert levels[0] == 1 and levels.count(1) == 1 and all(b <= a + 1 for a, b in itertools.pairwise(levels))
-    assert {"header", "nav", "main", "footer"} <= {tag for tag, _ in page.elements}
-    assert all("scope" in a for a in page.of("th"))
+    assert usable_pictures(page) > 4
     assert page.source.count("<caption>") == len(page.of("table"))
-    pictures = [a for a in page.of("svg") if a.get("role") == "img"]
-    assert len(pictures) > 4 and page.source.count("<desc ") == len(pictures)
     assert all(a.get("role") == "img" or a.get("aria-hidden") == "true" or a.get("class") == "key" for a in page.of("svg"))
     assert [tag for tag, a in page.elements if "hidden" in a] == ["div"], "all but the filter bar is readable without script"
 
@@ -443,12 +409,6 @@ def test_a_broken_or_empty_file_still_gives_a_whole_page(name: str) -> None:
 
 
 # --- in a browser --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with Browser(CHROMIUM or "chromium") as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -8,19 +8,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import shutil
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import tuner
-from tests.report.browser import Browser
+from tests.report.browser import Browser, needs_browser
 from tests.report.hostile import SEEDS, STRINGS
-from tests.report.test_report import Page, luminance, squeezed
+from tests.report.page import Page, luminance, squeezed
 from tests.template.test_tokens import chat, real_conversations
 from tuner.data.record import Message, Record
 from tuner.errors import Refusal
@@ -30,9 +29,6 @@ from tuner.safe_text import visible
 from tuner.template.preview import Choice
 from tuner.template.spec import TemplateSpec
 from tuner.template.tokens import IGNORED, Encoder, open_encoder
-
-CHROMIUM = shutil.which("chromium")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no `chromium` on PATH: what a browser makes of the page was not checked")
 
 TOKEN = re.compile(r'<span class="t([a-z ]*)" title="token (\d+), ([^"]*)" data-id="(\d+)">(.*?)</span>(?:<br>)*', re.DOTALL)
 TOLD = re.compile(
@@ -218,12 +214,6 @@ def test_the_command_writes_a_private_page_and_overwrites_no_input(recipe_file: 
 
 
 # --- in a browser --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with Browser(CHROMIUM or "chromium") as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

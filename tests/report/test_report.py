@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import copy
-import hashlib
-import itertools
 import json
 import random
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.report.browser import FLAGS, Browser
+from tests.report.browser import CHROMIUM, FLAGS, Browser, needs_browser
 from tests.report.hostile import STRINGS, with_text
 from tests.report.made import graded, toy_suites, write_evaluation
+from tests.report.page import Page, luminance, nothing_points_outside, policy_allows_only_the_inline_style_and_script, squeezed, usable_pictures
 from tuner.report import charts
 from tuner.report.gather import EXAMPLES, _changes, _examples
 from tuner.report.html import html
@@ -30,56 +26,6 @@ from tuner.safe_text import visible
 
 SIZES = {"held_out": 60, "near": 48, "far": 24}
 SKILL = {"adapter": {"held_out": 0.95, "near": 0.2, "far": 0.6}, "base": {"held_out": 0.4, "near": 0.8, "far": 0.6}}
-VOID = {"meta", "br", "link", "input", "img"}
-
-
-class Page(HTMLParser):
-    """The page as a strict list of tags and the text between them, with attributes by element."""
-
-    def __init__(self, source: str):
-        super().__init__(convert_charrefs=True)
-        self.tree: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[tuple[tuple[str, ...], str]] = []
-        self.inside: list[str] = []
-        self.source = source
-        self.feed(source)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self.tree.append(f"<{tag} {' '.join(sorted(name for name, _ in attrs))}>")
-        if tag not in VOID and not self.get_starttag_text().endswith("/>"):  # type: ignore[union-attr]
-            self.inside.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.inside and self.inside[-1] == tag, f"</{tag}> closes {self.inside[-3:]}"
-        self.inside.pop()
-        self.tree.append(f"</{tag}>")
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append((tuple(self.inside), data))
-
-    def handle_comment(self, data: str) -> None:
-        self.tree.append("comment")
-
-    def handle_pi(self, data: str) -> None:
-        self.tree.append("instruction")
-
-    def unknown_decl(self, data: str) -> None:
-        self.tree.append("declaration")
-
-    def text(self, between: str = "") -> str:
-        return between.join(t for inside, t in self.texts if not {"style", "script"} & set(inside))
-
-    def of(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def content(self, tag: str) -> str:
-        return "".join(t for inside, t in self.texts if inside[-1:] == (tag,))
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +44,6 @@ def report(evaluation: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def page(evaluation: Path) -> Page:
     return Page((evaluation / "report.html").read_text(encoding="utf-8"))
-
-
-def squeezed(text: str) -> str:
-    return " ".join(text.split())
 
 
 # --- the numbers ---------------------------------------------------------------------------------------------------
@@ -334,50 +276,17 @@ def test_a_report_of_huge_data_stays_below_two_megabytes(report: dict[str, Any])
 
 
 def test_policy_allows_exactly_the_inline_style_and_script(page: Page) -> None:
-    policy = next(m["content"] for m in page.of("meta") if m.get("http-equiv") == "Content-Security-Policy")
-    assert policy is not None
-    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
-    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
-    for tag in ("style", "script"):
-        assert len(page.of(tag)) == 1 and page.of(tag)[0] == {}
-        digest = base64.b64encode(hashlib.sha256(page.content(tag).encode()).digest()).decode()
-        assert rules[f"{tag}-src"] == f"'sha256-{digest}'"
+    policy_allows_only_the_inline_style_and_script(page)
 
 
 def test_nothing_points_outside_the_page(page: Page) -> None:
-    ids = {a["id"] for _, a in page.elements if "id" in a}
-    links = 0
-    for tag, attributes in page.elements:
-        assert tag not in {"img", "iframe", "link", "object", "embed", "base", "form", "audio", "video", "use", "image", "foreignobject"}
-        for name, value in attributes.items():
-            assert name not in {"style", "src", "srcset", "action", "formaction", "xlink:href", "background", "ping"} and not name.startswith("on")
-            if name == "href":
-                assert value is not None and value.startswith("#") and value[1:] in ids
-                links += 1
-    assert links > 10
-    assert "url(" not in page.content("style") and "@import" not in page.content("style") and "http" not in page.content("script")
+    assert nothing_points_outside(page) > 10
 
 
 def test_page_is_usable_by_keyboard_and_screen_reader(page: Page) -> None:
-    ids = [a["id"] for _, a in page.elements if "id" in a]
-    assert len(ids) == len(set(ids))
-    named = [part for _, a in page.elements for part in (a.get("aria-labelledby") or "").split()]
-    assert named and set(named) <= set(ids)
-    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
-    assert levels[0] == 1 and levels.count(1) == 1 and all(b <= a + 1 for a, b in itertools.pairwise(levels))
-    assert {"header", "nav", "main", "footer"} <= {tag for tag, _ in page.elements}
-    assert all("scope" in a for a in page.of("th"))
-    pictures = [a for a in page.of("svg") if a.get("role") == "img"]
-    assert len(pictures) == len(SIZES) + 1
-    assert page.source.count("<desc ") == len(pictures)
+    assert usable_pictures(page) == len(SIZES) + 1
     assert all(a.get("aria-pressed") in ("true", "false") for a in page.of("button"))
     assert all("hidden" not in a for a in page.of("li")), "readable without script"
-
-
-def luminance(colour: str) -> float:
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def test_text_colours_have_the_contrast_of_wcag_aa_in_light_and_dark(page: Page) -> None:
@@ -446,15 +355,6 @@ def test_counts_beside_the_examples_are_those_of_answers_jsonl(report: dict[str,
 
 
 # --- in a browser --------------------------------------------------------------------------------------------------
-
-CHROMIUM = shutil.which("chromium")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no `chromium` on PATH: what a browser makes of the page was not checked")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with Browser(CHROMIUM or "chromium") as opened:
-        yield opened
 
 
 @needs_browser

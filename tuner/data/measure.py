@@ -20,10 +20,9 @@ from tuner.data.near import NearPrompts, near_prompts
 from tuner.data.record import Record, normalised
 from tuner.data.shingles import BANDS, Hashes, boilerplate, minhash_bands, shingled
 from tuner.data.splits import Splits, sources_of
-from tuner.data.workers import spread
+from tuner.data.workers import Tick, no_tick, spread
 
 CountTokens = Callable[[Sequence[Record]], tuple[NDArray[np.int32], list[Finding]]]
-Tick = Callable[[int, int], None]
 
 SAMPLE = 2_000  # prompts looked at to find boilerplate
 
@@ -144,14 +143,11 @@ def measure(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tok
 
     parts: list[Measures] = []
     found: dict[str, list[tuple[int, Finding]]] = {}
-    for measures, hits in spread(work, len(records), tick or _no_tick):
+    for measures, hits in spread(work, len(records), tick or no_tick):
         parts.append(measures)
         for name, of in hits.items():
             found.setdefault(name, []).extend(of)
     return Measured(Context(splits, scene, records, _joined(parts)), found)
-
-
-def _no_tick(_done: int, _of: int) -> None: ...
 
 
 def _measured(records: Sequence[Record], common: Hashes, tokens: NDArray[np.int32]) -> Measures:

@@ -29,10 +29,11 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _work: Callable[[int, int], Any] | None = None  # inherited by the forked processes: nothing of it is copied or pickled
 
 
-def _no_tick(_done: int, _of: int) -> None: ...
+def no_tick(_done: int, _of: int) -> None:
+    """Tells nobody."""
 
 
-def spread(work: Callable[[int, int], T], count: int, tick: Tick = _no_tick, chunk: int = CHUNK) -> Iterator[T]:
+def spread(work: Callable[[int, int], T], count: int, tick: Tick = no_tick, chunk: int = CHUNK) -> Iterator[T]:
     """`work(start, stop)` for every chunk of `count` positions, results in order. Raises what `work` raises."""
     ranges = [(start, min(start + chunk, count)) for start in range(0, count, chunk)]
     if count < WORTH_FORKING or cores() < 2 or "torch" in sys.modules or not sys.platform.startswith("linux"):

@@ -473,21 +473,16 @@ def open_encoder(folder: Path, spec: TemplateSpec, name: str, recipe_folder: Pat
 
 
 def _add_new_tokens(tokenizer: Tokenizer, spec: TemplateSpec, name: str) -> None:
-    """Raises Refusal for a text that is no word of its own: blank, or twice."""
+    """Raises Refusal for a text that is no word of its own: blank, or twice, or in the vocabulary already."""
+    known = {t.content for t in tokenizer.get_added_tokens_decoder().values()}
+    accepted = "different texts with a visible character that no token spells yet"
     for text in spec.new_tokens:
         if not text.strip() or spec.new_tokens.count(text) > 1:
-            refuse(name, "template.new_tokens", quoted(text), "different texts with a visible character", "remove it")
-    known = {t.content for t in tokenizer.get_added_tokens_decoder().values()}
-    for text in spec.new_tokens:
-        if tokenizer.token_to_id(text) is not None and text not in known:
-            refuse(
-                name,
-                "template.new_tokens",
-                f"{quoted(text)}, which is in the vocabulary already",
-                "texts that no token spells yet",
-                "remove it, or put it in marks, as <…>",
-            )
-    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in spec.new_tokens if tokenizer.token_to_id(text) is None])
+            refuse(name, "template.new_tokens", quoted(text), accepted, "remove it")
+        if tokenizer.token_to_id(text) is None:
+            tokenizer.add_tokens([AddedToken(text, normalized=False, special=False)])
+        elif text not in known:  # an artifact's own tokenizer holds its new tokens as added ones
+            refuse(name, "template.new_tokens", f"{quoted(text)}, which is in the vocabulary already", accepted, "put it in marks, as <…>")
 
 
 def _read_tokenizer(file: Path) -> Tokenizer:

@@ -38,10 +38,10 @@ SAMPLES: dict[str, list[Sample]] = {
     "stale": [
         Sample({"train": [pair("a", "x", as_of="2023-05-01"), pair("b", "x", as_of="2025-05-01"), pair("c", "As of 2022 it was so."),
                           pair("d", "It was sent on 2025-06-01.", as_of="2025-05-01")]},
-               [("train", 1, "STALE"), ("train", 3, "STALE_TEXT"), ("train", 4, "LATER_DATE")],
+               [("train", 0, "STALE_SHARE"), ("train", 1, "STALE"), ("train", 3, "STALE_TEXT"), ("train", 4, "LATER_DATE")],
                {"train": [pair("a", "x", as_of="2025-05-01"), pair("b", "As of 2025 it is so."), pair("c", "It was sent on 2025-04-01.", as_of="2025-05-01"),
                           pair("d", "x")]}, {"fresh_since": datetime.date(2025, 1, 1)}),
-        Sample({"train": [pair("a", "x"), pair("b", "x", as_of="2025-02-01")]}, [("train", 1, "STALE")],
+        Sample({"train": [pair("a", "x"), pair("b", "x", as_of="2025-02-01")]}, [("train", 0, "STALE_SHARE"), ("train", 1, "STALE")],
                {"train": [pair("b", "x", as_of="2025-02-01")]}, {"fresh_since": datetime.date(2025, 1, 1), "train": {"as_of": datetime.date(2024, 12, 31)}}),
     ],
     "provenance": [

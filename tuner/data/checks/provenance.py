@@ -48,10 +48,8 @@ def templates(context: Context) -> Iterator[Finding]:
     records = [context.records[i] for i in context.ranges.get("train", range(0))]
     parts = {name: [r.completion for r in records if _source(context, r) == name] for name in ("synthetic", "human", "production")}
     told = {name: texts for name, texts in parts.items() if len(texts) >= ENOUGH} or {"all": [r.completion for r in records]}
-    for name, texts in told.items():
-        if len(texts) < ENOUGH:
-            continue
-        found = template_likeness(texts, seed=0)
+    likeness = {name: template_likeness(texts, seed=0) for name, texts in told.items() if len(texts) >= ENOUGH}
+    for name, found in likeness.items():
         if found.level in ("warn", "strong"):
             level = "strongly" if found.level == "strong" else "somewhat"
             yield remark(context.file("train"), "TEMPLATE", "completion",
@@ -61,20 +59,21 @@ def templates(context: Context) -> Iterator[Finding]:
                          "train")  # fmt: skip
     if "synthetic" in told:
         share = len(parts["synthetic"]) / len(records)
-        yield remark(
-            context.file("train"),
-            "SYNTHETIC_SHARE",
-            "source",
-            f"{share:.0%} of train is synthetic",
-            "a share you chose",
-            "compare scores on real records",
-            "train",
-        )
+        figures = "; ".join(f"{name} answers compress {of.gzip_ratio:.1f} times, n-gram diversity {of.diversity:.1f} of 4" for name, of in likeness.items())
+        yield remark(context.file("train"), "SYNTHETIC_SHARE", "source", f"{share:.0%} of train is synthetic. {figures}", "a share you chose",
+                     "compare scores on real records", "train")  # fmt: skip
 
 
 def stale(context: Context) -> Iterator[Finding]:
     """A record older than data.fresh_since, an answer that speaks as of an older year, or a date in it that lies after its own as_of."""
     horizon = context.scene.spec.fresh_since
+    for split, among in context.ranges.items():
+        dated = [when for when in (_as_of(context, context.records[i]) for i in among) if when is not None]
+        old = sum(horizon is not None and when < horizon for when in dated)
+        if old:
+            yield remark(context.file(split), "STALE_SHARE", "as_of",
+                         f"{old / len(dated):.0%} of the {len(dated)} dated records of {split} are older than {horizon}",
+                         "records that are true now (data.fresh_since)", "renew them, or keep what changes out of training", split)  # fmt: skip
     for record in context.records:
         as_of = _as_of(context, record)
         if horizon is not None and as_of is not None and as_of < horizon:

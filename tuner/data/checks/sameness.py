@@ -27,6 +27,8 @@ from tuner.safe_text import quoted, visible
 LEAK_WORDS, GRADE_WORDS = 13, 8  # a run of 13 words is no accident; the share of runs of 8 says how much of an item leaked
 MOST_SHARED = 0.5  # share of an item's runs of 8 words that may stand in one train record
 COMMON_RUN = 5  # train records; a run that stands in more is a phrase of the template
+_FILTER_BITS = 24  # of a run's hash, in the table that says whether it may be wanted: 16 MB
+_FILTER_MASK = np.uint64((1 << _FILTER_BITS) - 1)
 MOST_ANSWERS = 30  # different answers to one prompt compared with each other
 MOST_IN_GROUP = 200  # records of one prompt compared with each other
 MOST_IN_CLUSTER, MOST_OF_PROMPT = 50, 20  # train prompts of a cluster, and records of a prompt, that a graded prompt is compared with
@@ -256,10 +258,6 @@ def leakage(context: Context) -> Iterator[Finding]:
         yield finding(record, "LEAK", "messages",
                       f"{LEAK_WORDS} words in a row that also stand in train ({source.where}); {share:.0%} of its runs of {GRADE_WORDS} words do",
                       "graded records that train has not seen", f"compare the two; delete {source.where} if it is a copy")  # fmt: skip
-
-
-_FILTER_BITS = 24
-_FILTER_MASK = np.uint64((1 << _FILTER_BITS) - 1)
 
 
 def _found_in(runs: Hashes, in_order: Hashes, likely: NDArray[np.bool_]) -> NDArray[np.int64]:
