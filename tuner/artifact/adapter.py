@@ -108,7 +108,7 @@ class Adapter:
     def _refuse_too_long(self, prompts: Sequence[list[int]], room: int) -> None:
         """A prompt that leaves no room for its answer in the base's context is refused, never cut."""
         limit = getattr(self.decoder.model.config, "max_position_embeddings", None)
-        longest = max((len(p) for p in prompts), default=0)
+        longest = max((len(p) for p in prompts), default=0) + self.decoder.virtual_tokens
         if limit is not None and longest + room > limit:
             refuse(self.version.label, "prompt", f"{longest} tokens, and {room} for the answer", f"at most {limit}, the base's context",
                    "ask shorter questions, or lower evaluate.few_shot or the answer's length")  # fmt: skip

@@ -1,7 +1,8 @@
 """Asking a model many questions at once: greedy answers, likelihoods of given answers, and losses.
 
-The tokens that all prompts of a call begin with (system prompt, worked examples) are run once and their keys and values shared.
-Answers equal those of transformers' `generate` on one prompt at a time (tests/artifact/test_decode.py).
+The tokens that all prompts of a call begin with (system prompt, worked examples) are run once and their keys and values shared; so are
+the virtual tokens of prompt learning, after which the bare base goes on.
+Answers equal those of transformers' `generate` on one prompt at a time (tests/artifact/test_decode.py, tests/train/test_methods.py).
 """
 
 from __future__ import annotations
@@ -39,6 +40,14 @@ class Decoder:
         self.model, self.pad_id, self.stop_ids, self.batch = model, pad_id, stop_ids, batch
         self.device = next(model.parameters()).device
 
+    @property
+    def virtual_tokens(self) -> int:
+        """Trained tokens, or keys of them, that come before every prompt: those of prompt learning, while the adapter is on."""
+        config = getattr(self.model, "active_peft_config", None)
+        if config is None or not config.is_prompt_learning or not self.model.has_active_enabled_adapter:
+            return 0
+        return int(config.num_virtual_tokens)
+
     # --- the three questions
 
     @torch.inference_mode()
@@ -71,8 +80,7 @@ class Decoder:
         prefix = self._common([p for p, _ in pairs])
         cache = self._prefill(prefix)
         order = sorted(range(len(pairs)), key=lambda i: -(len(pairs[i][0]) + len(pairs[i][1])))
-        for start in range(0, len(order), self.batch):
-            rows = order[start : start + self.batch]
+        for rows in self._rows(order):
             for row, value in zip(rows, self._batch_losses([pairs[i] for i in rows], len(prefix), cache), strict=True):
                 sums[row] = value
             if done is not None:
@@ -86,9 +94,13 @@ class Decoder:
         prefix = self._common(prompts)
         cache = self._prefill(prefix)
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        for start in range(0, len(order), self.batch):
-            rows = order[start : start + self.batch]
+        for rows in self._rows(order):
             yield rows, self._ask([prompts[i][len(prefix) :] for i in rows], len(prefix), cache)
+
+    def _rows(self, order: list[int]) -> Iterator[list[int]]:
+        """`order` in batches; one by one where padding after shared keys would change answers."""
+        size = 1 if self.virtual_tokens and not _full_attention(self.model.config) else self.batch
+        return (order[start : start + size] for start in range(0, len(order), size))
 
     def _common(self, prompts: Sequence[list[int]]) -> list[int]:
         """The tokens all prompts begin with, leaving each at least one of its own; empty when sharing does not pay or apply."""
@@ -100,11 +112,32 @@ class Decoder:
         return list(first[:length]) if length >= LEAST_SHARED else []
 
     def _prefill(self, prefix: list[int]) -> Any:
-        if not prefix:
+        """Keys and values of what comes before every prompt: virtual tokens, then the shared ones. None when there is neither."""
+        if not prefix and not self.virtual_tokens:
             return None
-        ids = torch.tensor([prefix], device=self.device)
-        with head_on(self.model, _last(ids)):
-            return self.model(input_ids=ids, use_cache=True).past_key_values
+        ids = torch.tensor([prefix], device=self.device, dtype=torch.long)
+        if not self.virtual_tokens:
+            with head_on(self.model, _last(ids)):
+                return self.model(input_ids=ids, use_cache=True).past_key_values
+        return self._virtual_keys(ids)
+
+    def _virtual_keys(self, ids: torch.Tensor) -> Any:
+        """Keys and values of the virtual tokens and then `ids` (1, T), as PEFT's own forward pass makes them (peft@0.21 peft_model.py)."""
+        made = self.model.get_prompt(1)
+        if not isinstance(made, torch.Tensor):  # a prefix is keys and values already
+            if ids.shape[1] == 0:
+                return made
+            with head_on(self.bare, _last(ids)):
+                return self.bare(input_ids=ids, past_key_values=made, use_cache=True).past_key_values
+        words = self.bare.get_input_embeddings()(ids)
+        vectors = torch.cat([made.to(words.dtype), words], dim=1)
+        with head_on(self.bare, _last(vectors[..., 0])):
+            return self.bare(inputs_embeds=vectors, use_cache=True).past_key_values
+
+    @property
+    def bare(self) -> Any:
+        """What is called once keys are shared: the model, or under virtual tokens the base, whose keys already hold them."""
+        return self.model.get_base_model() if self.virtual_tokens else self.model
 
     def _copies(self, cache: Any, count: int) -> Any:
         if cache is None:
@@ -115,13 +148,14 @@ class Decoder:
 
     def _ask(self, suffixes: list[list[int]], shared: int, cache: Any) -> _Asked:
         """Run the prompts' own tokens, padded on the left, after the shared ones."""
+        before = self.virtual_tokens + shared
         longest = max(len(s) for s in suffixes)
         ids = torch.tensor([[self.pad_id] * (longest - len(s)) + s for s in suffixes], device=self.device)
         own = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in suffixes], device=self.device)
-        mask = torch.cat([torch.ones(len(suffixes), shared, dtype=own.dtype, device=self.device), own], dim=1)
-        positions = (shared + own.cumsum(1) - 1).clamp(min=0)
-        with head_on(self.model, _last(ids)):
-            out = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self._copies(cache, len(suffixes)), use_cache=True)
+        mask = torch.cat([torch.ones(len(suffixes), before, dtype=own.dtype, device=self.device), own], dim=1)
+        positions = (before + own.cumsum(1) - 1).clamp(min=0)
+        with head_on(self.bare, _last(ids)):
+            out = self.bare(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self._copies(cache, len(suffixes)), use_cache=True)
         return _Asked(out.past_key_values, mask, positions[:, -1:], out.logits[0])
 
     # --- answers
@@ -145,8 +179,8 @@ class Decoder:
         asked.mask = torch.cat([asked.mask, asked.mask.new_ones(len(tokens), 1)], dim=1)
         asked.positions = asked.positions + 1
         ids = tokens[:, None]
-        with head_on(self.model, _last(ids)):
-            out = self.model(input_ids=ids, attention_mask=asked.mask, position_ids=asked.positions, past_key_values=asked.cache, use_cache=True)
+        with head_on(self.bare, _last(ids)):
+            out = self.bare(input_ids=ids, attention_mask=asked.mask, position_ids=asked.positions, past_key_values=asked.cache, use_cache=True)
         asked.cache, asked.logits = out.past_key_values, out.logits[0]
 
     def _candidate_scores(self, asked: _Asked, candidates: Sequence[list[int]]) -> torch.Tensor:
@@ -161,25 +195,26 @@ class Decoder:
         sees = (owner[:, None] == owner[None, :]) & (depth[None, :] <= depth[:, None])
         mask = torch.cat([asked.mask.bool()[:, None, None, :].expand(size, 1, len(fed), known), sees.expand(size, 1, -1, -1)], dim=-1)
         ids = torch.tensor([fed] * size, device=self.device)
-        out = self.model(input_ids=ids, attention_mask=mask, position_ids=asked.positions + 1 + depth[None, :], past_key_values=asked.cache, use_cache=True)
+        out = self.bare(input_ids=ids, attention_mask=mask, position_ids=asked.positions + 1 + depth[None, :], past_key_values=asked.cache, use_cache=True)
         wanted = torch.tensor([token for c in candidates for token in c[1:]], device=self.device)
         said = out.logits.gather(2, wanted[None, :, None].expand(size, -1, 1))[..., 0].float()
         later = said - torch.stack([row.float().logsumexp(-1) for row in out.logits])  # row by row: (B, T, V) in fp32 is large
         return first.index_add(1, owner, later)
 
     def _batch_losses(self, pairs: list[tuple[list[int], list[int]]], shared: int, cache: Any) -> list[float]:
+        before = self.virtual_tokens + shared
         rows = [p[shared:] + c for p, c in pairs]
         longest = max(len(r) for r in rows)
         ids = torch.tensor([r + [self.pad_id] * (longest - len(r)) for r in rows], device=self.device)
         own = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in rows], device=self.device)
-        mask = torch.cat([torch.ones(len(rows), shared, dtype=own.dtype, device=self.device), own], dim=1)
-        positions = (shared + own.cumsum(1) - 1).clamp(min=0)
+        mask = torch.cat([torch.ones(len(rows), before, dtype=own.dtype, device=self.device), own], dim=1)
+        positions = (before + own.cumsum(1) - 1).clamp(min=0)
         wanted = torch.zeros_like(ids, dtype=torch.bool)  # position t predicts token t + 1
         for row, (prompt, completion) in enumerate(pairs):
             start = len(prompt) - shared
             wanted[row, start - 1 : start - 1 + len(completion)] = True
-        with head_on(self.model, wanted):
-            logits = self.model(
+        with head_on(self.bare, wanted):
+            logits = self.bare(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self._copies(cache, len(rows)), use_cache=cache is not None
             ).logits
         targets = ids[:, 1:][wanted[:, :-1]]
