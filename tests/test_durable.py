@@ -16,7 +16,26 @@ from pathlib import Path
 
 import pytest
 
-from tuner.durable import STAGE_PREFIX, ensure_folder, json_text, locked, seal, staging, write_bytes, write_json, write_text
+from tests.faults import KILLED, OS_ERROR, swept
+from tuner.artifact.manifest import verify, write_manifest
+from tuner.artifact.store import publish, versions
+from tuner.durable import (
+    STAGE_PREFIX,
+    Claim,
+    boot_id,
+    claim,
+    ensure_folder,
+    is_alive,
+    json_text,
+    locked,
+    require_space,
+    seal,
+    staging,
+    try_claim,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from tuner.errors import Refusal
 
 
@@ -229,7 +248,7 @@ def test_a_lock_of_a_living_process_is_refused_with_its_pid_and_one_of_a_dead_pr
         child.send_signal(signal.SIGKILL)
         child.wait(timeout=30)
         with locked(tmp_path, "colours", wait_seconds=0.3):
-            assert (tmp_path / ".lock").read_text(encoding="utf-8") == f"pid {os.getpid()} on {socket.gethostname()}"
+            assert (tmp_path / ".lock").read_text(encoding="utf-8").splitlines()[0] == f"pid {os.getpid()} on {socket.gethostname()}"
 
 
 def test_a_lock_is_free_again_after_any_way_out(tmp_path: Path) -> None:
@@ -248,3 +267,113 @@ def test_a_place_that_cannot_be_written_is_refused_and_not_a_traceback(tmp_path:
     (tmp_path / "home" / ".lock").mkdir(parents=True)
     with pytest.raises(Refusal, match="cannot be opened"), locked(tmp_path / "home", "x"):
         pass
+
+
+def test_a_claim_is_had_at_once_or_refused_at_once(tmp_path: Path) -> None:
+    code = "held = claim(Path(sys.argv[1]) / 'run.lock', 'x')\nprint('ready', flush=True)\ntime.sleep(60)"
+    with process(code, tmp_path) as child:
+        began = time.monotonic()
+        with pytest.raises(Refusal, match=f"held by pid {child.pid} on {socket.gethostname()}"):
+            claim(tmp_path / "run.lock", "colours")
+        assert time.monotonic() - began < 1
+        child.send_signal(signal.SIGKILL)
+        child.wait(timeout=30)
+        held = claim(tmp_path / "run.lock", "colours")
+        assert held.abandoned_by == f"pid {child.pid} on {socket.gethostname()}"
+        assert (tmp_path / "run.lock").read_text() == f"pid {os.getpid()} on {socket.gethostname()}\nboot {boot_id()}\n"
+        held.release()
+        held.release()  # a second time changes nothing
+        again = claim(tmp_path / "run.lock", "colours")
+        assert again.abandoned_by == ""
+        again.release()
+
+
+def test_a_lock_file_that_was_removed_under_a_waiting_process_is_not_the_lock(tmp_path: Path) -> None:
+    """Its holder removes it before releasing it: whoever opened the old file must not think that it holds the new one."""
+    path, taken = tmp_path / "run.lock", []
+    for _ in range(20):
+        held, started = claim(path, "x"), threading.Event()
+
+        def take(started: threading.Event = started) -> None:
+            started.set()
+            while not isinstance(found := try_claim(path, "x"), Claim):
+                pass
+            taken.append(os.path.samestat(os.fstat(found.handle), path.stat()))
+            found.release()
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        started.wait()
+        path.unlink()
+        held.release()
+        thread.join(timeout=30)
+    assert taken == [True] * 20
+
+
+def test_a_forked_worker_does_not_keep_its_parents_locks(tmp_path: Path) -> None:
+    code = (
+        "held = claim(Path(sys.argv[1]) / 'run.lock', 'x')\nimport os\nread, write = os.pipe()\n"
+        "if os.fork() == 0:\n    os.write(write, b'x')\n    os.close(1)\n    time.sleep(3)\n    os._exit(0)\n"
+        "os.read(read, 1)\nprint('ready', flush=True)\ntime.sleep(60)"
+    )
+    with process(code, tmp_path) as child:
+        child.send_signal(signal.SIGKILL)
+        child.wait(timeout=30)
+        claim(tmp_path / "run.lock", "x").release()
+
+
+def test_a_process_that_ended_and_was_not_waited_for_is_not_alive() -> None:
+    child = subprocess.Popen(["true"])
+    deadline = time.monotonic() + 30
+    while is_alive(child.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_alive(child.pid) and is_alive(os.getpid()) and is_alive(1) and not is_alive(dead_pid())
+    child.wait(timeout=30)
+
+
+def test_too_little_space_is_refused_with_needed_and_free_bytes(tmp_path: Path) -> None:
+    require_space(tmp_path, 1, "a checkpoint")
+    with pytest.raises(Refusal, match=r"a checkpoint\n.*found +[\d,]+ bytes free\n.*accepted +1,000,000,000,000,000,000 bytes needed"):
+        require_space(tmp_path, 10**18, "a checkpoint")
+
+
+# --- faults at every I/O call of a publish -------------------------------------------------------------------------
+
+
+def before(root: Path) -> None:
+    work(root)
+
+
+def work(root: Path) -> None:
+    """Publish the next version of `colours`."""
+
+    def fill(stage: Path, number: int) -> None:
+        for name in ("adapter_model.safetensors", "adapter_config.json", "sub/note.txt"):
+            (stage / name).parent.mkdir(exist_ok=True)
+            with open(stage / name, "wb", buffering=0) as out:
+                out.write(bytes([number]) * 100)
+                out.write(bytes([number]) * 100)
+        write_manifest(stage, {"version": number})
+
+    publish(root / "store", "colours", fill)
+
+
+def after(root: Path, mode: str, status: int) -> None:
+    """One version or two, each whole; nothing half-done under a version's name; the next publish works and sweeps."""
+    assert status in {0, KILLED} if mode in ("kill", "torn", "power_loss") else status in {0, OS_ERROR}
+    found = versions(root / "store")
+    assert [v.number for v, _ in found] in ([[1, 2]] if status == 0 else [[1], [1, 2]])
+    assert all(verify(v.folder)["version"] == v.number for v, _ in found)
+    assert {p.name for p in (root / "store" / "colours").iterdir() if not p.name.startswith(".")} == {str(v.number) for v, _ in found}
+    work(root)
+    later = versions(root / "store")
+    assert [v.number for v, _ in later] == [1, 2, 3][: len(found) + 1]
+    assert {p.name for p in (root / "store" / "colours").iterdir()} == {".lock", *(str(v.number) for v, _ in later)}
+    assert all(verify(v.folder)["version"] == v.number for v, _ in later)
+
+
+def test_a_fault_at_every_io_call_of_a_publish_leaves_whole_versions_only() -> None:
+    found = swept("tests.test_durable")
+    assert found["failures"] == []
+    assert len(found["calls"]) > 25 and found["statuses"]["kill"] == found["statuses"]["power_loss"] == {str(KILLED): len(found["calls"])}
+    assert found["statuses"]["full"][str(OS_ERROR)] > 15 and found["statuses"]["error"][str(OS_ERROR)] > 15

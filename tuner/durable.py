@@ -17,12 +17,14 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import NoReturn
 
 from tuner.errors import refuse
 
 STAGE_PREFIX = ".stage-"
+NAMED_WITHIN_SECONDS = 0.5  # a holder writes its name right after it got the lock
 
 
 def _sync(path: Path) -> None:
@@ -83,18 +85,22 @@ def _sweep(parent: Path) -> None:
     mine = f"{STAGE_PREFIX}{socket.gethostname()}-"
     for left in parent.glob(f"{mine}*"):
         owner = re.fullmatch(r"([0-9]{1,9})-[0-9a-f]{8}", left.name.removeprefix(mine))
-        if owner and not _alive(int(owner[1])) and left.is_dir() and not left.is_symlink():
+        if owner and not is_alive(int(owner[1])) and left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Does process `pid` of this machine run? One that has ended and was not yet waited for does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return True
 
 
 def seal(stage: Path, folder: Path) -> None:
@@ -115,11 +121,118 @@ def seal(stage: Path, folder: Path) -> None:
     _sync(folder.parent)
 
 
-def _opened(path: Path, what: str) -> IO[str]:
+# --- locks ---------------------------------------------------------------------------------------------------------
+
+_HELD: set[int] = set()
+
+
+def _let_go_in_child() -> None:
+    """A forked worker must not keep its parent's locks: it may outlive a parent that was killed."""
+    for handle in _HELD:
+        os.close(handle)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An exclusive lock that this process holds until `release`, or until it ends, however it ends.
+
+    The kernel decides who holds it; the file only says who that is. `abandoned_by` names a process that ended without
+    releasing it (killed, or the machine went down), and is empty otherwise.
+    """
+
+    path: Path
+    handle: int
+    abandoned_by: str
+
+    def release(self) -> None:
+        if self.handle in _HELD:
+            _HELD.discard(self.handle)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.handle, 0)
+            os.close(self.handle)
+
+
+def claim(path: Path, what: str) -> Claim:
+    """Lock the file `path` at once. Raises Refusal naming the holder's process and host when it is held."""
+    found = try_claim(path, what)
+    return found if isinstance(found, Claim) else _held(path, what, found)
+
+
+def try_claim(path: Path, what: str) -> Claim | str:
+    """The lock, or who holds it. Raises Refusal where files cannot be locked."""
+    while True:
+        handle = _opened(path, what)
+        try:
+            if not _flocked(path, what, handle):
+                return _name_of_holder(handle)
+            if _is_still(path, handle):
+                return _signed(path, handle)
+        finally:
+            if handle not in _HELD:
+                os.close(handle)
+
+
+def _opened(path: Path, what: str) -> int:
     try:
-        return open(path, "a+", encoding="utf-8")
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOENT):
+            raise
         refuse(path, what, f"cannot be opened: {error.strerror}", "a lock file this user may write", "mend its permissions, or use another store")
+
+
+def _flocked(path: Path, what: str, handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        refuse(path, what, f"cannot be locked: {error.strerror}", "a file system with locks (flock)", "choose a folder on another file system")
+    return True
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    """Is the locked file the one at `path`? The last holder may have removed it between our opening and locking it."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _signed(path: Path, handle: int) -> Claim:
+    before = _record(handle)
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()}\nboot {boot_id()}\n".encode(), 0)
+    _HELD.add(handle)
+    return Claim(path, handle, before)
+
+
+def _name_of_holder(handle: int) -> str:
+    deadline = time.monotonic() + NAMED_WITHIN_SECONDS
+    while not (said := _record(handle)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return said or "another process"
+
+
+def _record(handle: int) -> str:
+    """`pid N on HOST`, as the holder wrote it; empty after a release."""
+    return os.pread(handle, 400, 0).decode("utf-8", "replace").partition("\n")[0].strip()
+
+
+def boot_id() -> str:
+    """An id that changes whenever the machine starts; empty where the system has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _held(path: Path, what: str, holder: str) -> NoReturn:
+    refuse(path, what, f"held by {holder}", "a free lock", "wait for the other run to end, or stop it")
 
 
 @contextlib.contextmanager
@@ -130,23 +243,25 @@ def locked(folder: Path, what: str, wait_seconds: float = 600.0) -> Iterator[Non
     """
     ensure_folder(folder)
     path = folder / ".lock"
-    with _opened(path, what) as handle:
-        deadline = time.monotonic() + wait_seconds
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    handle.seek(0)
-                    refuse(path, what, f"held by {handle.read().strip() or 'another process'}", "a free lock",
-                           "wait for the other run to end, or stop it")  # fmt: skip
-                time.sleep(0.05)
-        handle.seek(0)
-        handle.truncate()
-        handle.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
+    deadline = time.monotonic() + wait_seconds
+    while not isinstance(found := try_claim(path, what), Claim):
+        if time.monotonic() > deadline:
+            _held(path, what, found)
+        time.sleep(0.05)
+    try:
         yield
+    finally:
+        found.release()
+
+
+# --- places --------------------------------------------------------------------------------------------------------
+
+
+def require_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raises Refusal with needed and free bytes when the file system of `folder` has less than `needed_bytes` for `what`."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        refuse(folder, what, f"{free:,} bytes free", f"{needed_bytes:,} bytes needed", "free some space, or choose a folder on another disk")
 
 
 def ensure_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ class Exit(IntEnum):
     BUG = 1
     REFUSED = 2
     NOT_BETTER = 3
+    RANK_LOST = 4
     INTERRUPTED = 130
     TERMINATED = 143
 
