@@ -44,7 +44,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "an override without a value": (["check", "recipe.yaml", "train.epochs"], "key.path=value"),
     "an unknown split": (["preview", "recipe.yaml", "--split", "test"], "held_out"),
     "rows longer than the limit": (["run", "recipe.yaml", "template.max_tokens=16"], "template.max_tokens"),
-    "a batch that ranks cannot share": (["plan", "recipe.yaml", "train.micro_batch=3"], "divisor of 8"),
+    "an attention that the rows do not fit": (["plan", "recipe.yaml", "train.batching=padded", "train.kernels.attention=varlen"], "packed rows"),
+    "kernels of another device": (["plan", "recipe.yaml", "train.kernels.liger=on"], "train.kernels.liger"),
+    "a method that cannot be packed": (["plan", "recipe.yaml", "method.kind=prefix", "train.batching=packed"], "train.batching"),
+    "an unknown device": (["plan", "recipe.yaml", "--gpu", "h20"], "h200"),
     "nothing to show": (["show", "recipe"], "no file"),
 }
 
@@ -61,7 +64,7 @@ def test_a_mistake_is_refused_in_the_house_form(mistake: str, recipe_file: Calla
 
 
 def test_the_table_of_mistakes_was_swept() -> None:
-    assert len(MISTAKES) == 18
+    assert len(MISTAKES) == 21
 
 
 def test_a_repeated_key_names_both_lines(recipe_file: Callable[..., Path], tmp_path: Path) -> None:

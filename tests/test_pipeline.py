@@ -132,7 +132,7 @@ def test_two_ranks_publish_one_version_with_the_losses_of_one_rank(recipe_file: 
 def test_a_signal_while_training_publishes_nothing_and_exits_with_its_code(
     number: signal.Signals, code: int, recipe_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    recipe_file(train={"epochs": 1000, "log_every_steps": 1})
+    recipe_file(train={"epochs": 1000, "log_every_steps": 1, "records_per_step": 8})
     process = subprocess.Popen(
         [sys.executable, "-m", "tuner", "run", "recipe.yaml"],
         cwd=tmp_path,
@@ -181,7 +181,7 @@ def test_every_shipped_recipe_plans_and_trains_two_steps_on_a_tiny_model(tiny_ba
     small = [f"base.model={tiny_base}", "base.sanity=off", "data.train.take=20", "data.validation.take=4", "train.max_steps=2", "train.records_per_step=4"]
     for file in recipes:
         recipe = load_recipe(file, small)
-        assert pipeline.plan(pipeline.prepare(recipe)).steps == 2
+        assert pipeline.plan(pipeline.prepare(recipe)).plan.steps == 2
         run = pipeline.run(recipe, tmp_path, grade_after=False)
         assert run.version is not None and (run.version.folder / "manifest.json").is_file()
     assert len(recipes) == 3
@@ -199,6 +199,6 @@ def test_a_killed_run_leaves_only_what_the_next_one_removes(recipe_file: Callabl
     time.sleep(0.5)
     process.kill()
     process.wait()
-    again = tuner("train", "recipe.yaml", "train.max_steps=1", cwd=tmp_path)
+    again = tuner("train", "recipe.yaml", "train.max_steps=1", "--fresh", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert sorted(p.name for p in (tmp_path / "adapters" / "colours").iterdir()) == [".lock", "1"]

@@ -491,7 +491,7 @@ def test_the_digest_ignores_comments_order_profiles_and_written_defaults(tmp_pat
         SMALL,
         "# note\n" + SMALL,
         "data: {train: a.jsonl}\nbase: {model: m}\nname: a\n",
-        SMALL + "seed: 42\ntrain: {epochs: 1.0, order: shuffle}\nmethod: {alpha: 32}\n",
+        SMALL + "seed: 42\ntrain: {epochs: 1.0, order: auto, kernels: auto}\nmethod: {alpha: 32}\n",
         SMALL + "profiles: {cpu: {seed: 3}}\n",
         recipe_text(load(tmp_path, SMALL)),
         '{"name": "a", "base": {"model": "m"}, "data": {"train": "a.jsonl"}}',

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -50,6 +50,10 @@ Profile = Annotated[str | None, typer.Option(help="a set of overrides the recipe
 Store = Annotated[str | None, typer.Option(help="folder of versions; default: the recipe's artifact.store, or ./adapters")]
 BaseFolder = Annotated[str | None, typer.Option("--base", help="folder of the base model, when it was a local one")]
 Name = Annotated[str, typer.Argument(help="NAME@VERSION, or NAME for the latest", show_default=False)]
+Fresh = Annotated[bool, typer.Option("--fresh", help="remove an interrupted run of this name and start over")]
+AllowChanged = Annotated[
+    list[str] | None, typer.Option(metavar="KEY", help="go on with an interrupted run although this key was changed; repeatable; recorded")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 
 
@@ -60,18 +64,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text
 def run(
     recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None, store: Store = None,
     reuse: Annotated[bool, typer.Option("--reuse", help="show a finished equal run instead of training again")] = False,
+    fresh: Fresh = False, allow_changed: AllowChanged = None,
 ) -> None:  # fmt: skip
-    """Check, train, publish a version, grade it against the prompted base, write the report."""
-    done = _pipeline(_recipe(recipe, overrides, profile), store, reuse=reuse)
+    """Check, train, publish a version, grade it against the prompted base, write the report. An interrupted run goes on by itself."""
+    done = _pipeline(_recipe(recipe, overrides, profile), store, reuse=reuse, fresh=fresh, allow_changed=allow_changed)
     if done.version is not None:
         _say_run(done)
         _exit_by_verdict(done)
 
 
 @app.command()
-def train(recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None, store: Store = None) -> None:
+def train(
+    recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None, store: Store = None, fresh: Fresh = False, allow_changed: AllowChanged = None,
+) -> None:  # fmt: skip
     """Check, train and publish a version, without grading it."""
-    done = _pipeline(_recipe(recipe, overrides, profile), store, grade_after=False)
+    done = _pipeline(_recipe(recipe, overrides, profile), store, grade_after=False, fresh=fresh, allow_changed=allow_changed)
     if done.version is not None:
         out.print(f"published {done.version.label}  {_shown_path(done.version.folder)}", soft_wrap=True)
 
@@ -238,18 +245,27 @@ def preview(
 
 
 @app.command()
-def plan(recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None, as_json: AsJson = False) -> None:
-    """Say what the run will cost before it starts: steps, tokens, trainable parameters, memory, time."""
+def plan(
+    recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None, store: Store = None, as_json: AsJson = False,
+    gpu: Annotated[str | None, typer.Option(help="also say what fits on these, bf16 or nf4, with checkpointing or without: h200,a100-80,l4,4090,cpu …")] = None,
+) -> None:  # fmt: skip
+    """Say what the run will cost before anything is loaded: steps, tokens, trainable parameters, memory part by part, time, price, energy."""
     from tuner import pipeline
     from tuner.durable import json_text
+    from tuner.plan.devices import named
 
-    prepared = pipeline.prepare(_recipe(recipe, overrides, profile))
+    devices = [name for name in (gpu or "").split(",") if name]
+    named(devices)  # a misspelt device is refused before the work
+    loaded = _recipe(recipe, overrides, profile)
+    prepared = pipeline.prepare(loaded)
     prepared.checked.raise_if_refused()
-    made = pipeline.plan(prepared)
+    made = pipeline.plan(prepared, Path(store or loaded.artifact.store), devices)
     if as_json:
-        sys.stdout.write(json_text(made.as_dict()))
-    else:
-        _say_plan(made, with_how=True)
+        sys.stdout.write(json_text({**made.plan.as_dict(), "path": made.way.as_dict()}))
+        return
+    _say_plan(made.plan, with_how=True)
+    for line in made.way.why:
+        out.print(f"picked: {visible(line)}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -556,6 +572,10 @@ class _Teller:
     def planned(self, plan: Plan) -> None:
         _say_plan(plan, with_how=False)
 
+    def picked(self, why: Sequence[str]) -> None:
+        for line in why:
+            out.print(f"picked: {visible(line)}", style="dim", markup=False, soft_wrap=True)
+
     def training(self, progress: Progress) -> None:
         loss = "" if progress.loss is None else f"loss {progress.loss:.3f}, "
         self._move("training", progress.step, progress.steps, f"{loss}{progress.tokens_per_second:.0f} tokens/s", progress.seconds_left)
@@ -585,14 +605,18 @@ class _Teller:
             self.task, self.what = None, ""
 
 
-def _pipeline(recipe: Recipe, store: str | None, grade_after: bool = True, reuse: bool = False) -> Run:
+def _pipeline(
+    recipe: Recipe, store: str | None, grade_after: bool = True, reuse: bool = False, fresh: bool = False, allow_changed: list[str] | None = None
+) -> Run:
     from tuner import pipeline
+    from tuner.train.ranks import is_main
 
     _note_single_process()
-    if not pipeline.is_main():
-        return pipeline.run(recipe, Path(store) if store else None, grade_after=grade_after, reuse=reuse)
+    how: dict[str, Any] = {"grade_after": grade_after, "reuse": reuse, "restart": pipeline.Restart(fresh, tuple(allow_changed or ()))}
+    if not is_main():
+        return pipeline.run(recipe, Path(store) if store else None, **how)
     with _Teller() as teller:
-        return pipeline.run(recipe, Path(store) if store else None, teller, grade_after=grade_after, reuse=reuse)
+        return pipeline.run(recipe, Path(store) if store else None, teller, **how)
 
 
 def _note_single_process() -> None:
@@ -656,18 +680,39 @@ def _say_finding(finding: Finding) -> None:
 
 
 def _say_plan(plan: Plan, with_how: bool) -> None:
+    per_step = plan.tokens / max(plan.steps, 1)
     out.print(
-              f"plan: {plan.records} records, {plan.tokens_per_epoch} tokens an epoch ({plan.loss_tokens_per_epoch} carry loss), "
-              f"longest row {plan.longest_row_tokens}; {plan.steps} steps of {plan.records_per_step} records", soft_wrap=True)  # fmt: skip
+        f"plan: {plan.records} records, {plan.tokens_per_epoch} tokens an epoch ({plan.loss_tokens_per_epoch} carry loss), longest row "
+        f"{plan.longest_row_tokens}; {plan.steps} steps of about {per_step:.0f} tokens, {plan.padding:.1%} of what is computed is padding", soft_wrap=True,
+    )  # fmt: skip
+    price = "" if plan.cost is None else f", cost {plan.cost:.2f}"
+    energy = "" if plan.energy_kwh is None else f", {plan.energy_kwh:.3f} kWh" + ("" if plan.energy_cost is None else f" for {plan.energy_cost:.2f}")
     out.print(
-              f"plan: {plan.trainable_parameters:,} trainable of {plan.base_parameters:,} parameters; {plan.precision}; "
-              f"about {plan.peak_bytes / 1e9:.1f} GB and {_minutes(plan.seconds)} of training at {plan.tokens_per_second:.0f} tokens/s"
-              + (f", cost {plan.cost:.2f}" if plan.cost is not None else ""), soft_wrap=True)  # fmt: skip
+        f"plan: {plan.trainable_parameters:,} trainable beside {plan.base_parameters:,} frozen parameters; {plan.precision}; about "
+        f"{plan.needed_bytes / 1e9:.1f} of {plan.device_bytes / 1e9:.1f} GB on {visible(plan.device)}{'' if plan.fits else ', WHICH DOES NOT FIT'}, and "
+        f"{_minutes(plan.seconds)} of training at {plan.tokens_per_second:.0f} tokens/s{price}{energy}", soft_wrap=True,
+    )  # fmt: skip
     if with_how:
         for part, size in plan.memory_bytes.items():
-            out.print(f"  {part:14} {size / 1e6:10.1f} MB")
-        for name, how in plan.how.items():
-            out.print(f"  {name}: {how}", markup=False, soft_wrap=True)
+            out.print(f"  {part:12} {size / 1e6:10.1f} MB  {plan.how.get(part, '')}", markup=False, soft_wrap=True)
+        for name in (n for n in plan.how if n not in plan.memory_bytes):
+            out.print(f"  {name}: {plan.how[name]}", markup=False, soft_wrap=True)
+    if plan.combinations:
+        _say_combinations(plan)
+
+
+def _say_combinations(plan: Plan) -> None:
+    """Devices by how the base is held and checkpointing: does it fit, in what, how long."""
+    out.print(f"\n{'device':32} {'base':5} {'checkpointing':14} {'fits':5} {'needs':>9} {'of':>9} {'time':>10} {'cost':>9}", style="bold", soft_wrap=True)
+    for c in plan.combinations:
+        cost = "" if c["cost"] is None else f"{c['cost']:.2f}"
+        words = (
+            f"{c['device']:32} {c['load']:5} {'on' if c['checkpointing'] else 'off':14} {'yes' if c['fits'] else 'no':5} "
+            f"{c['needed_bytes'] / 1e9:6.1f} GB {c['device_bytes'] / 1e9:6.1f} GB {_minutes(c['seconds']):>10} {cost:>9}"
+        )
+        out.print(words, style=None if c["fits"] else "dim", markup=False, soft_wrap=True)
+    for first in {c["device"]: c for c in reversed(plan.combinations)}.values():
+        out.print(f"  time on {first['device']}: {first['how']}", markup=False, soft_wrap=True)
 
 
 def _minutes(seconds: float) -> str:
@@ -751,6 +796,9 @@ def _signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+AGAIN = ". The same command goes on from the last checkpoint, if there is one"
+
+
 def main() -> None:
     """Run the command line and exit with a documented code."""
     # Waiting threads spin briefly, then sleep: beside another busy process libgomp's long spinning made training 3x slower (LOG.md).
@@ -766,10 +814,10 @@ def main() -> None:
     except Refusal as refusal:
         code = _refused(refusal)
     except (KeyboardInterrupt, typer.Abort):
-        err.print("interrupted; nothing half-done was published", markup=False)
+        err.print(f"interrupted; nothing half-done was published{AGAIN}", markup=False)
         code = Exit.INTERRUPTED
     except Terminated:
-        err.print("terminated; nothing half-done was published", markup=False)
+        err.print(f"terminated; nothing half-done was published{AGAIN}", markup=False)
         code = Exit.TERMINATED
     except Exception as error:
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -786,7 +834,7 @@ def main() -> None:
 
 
 def _refused(refusal: Refusal) -> Exit:
-    from tuner.pipeline import is_main
+    from tuner.train.ranks import is_main
 
     if is_main():
         for line in str(refusal).split("\n"):

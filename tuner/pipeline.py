@@ -1,12 +1,13 @@
 """The corridor: calls each room once, in order. Read this first.
 
-recipe → data → template → plan → train → artifact → evaluate → report. Under `accelerate launch` every rank reads and checks the
-same records; the main rank alone prints, publishes and grades. It refuses what the rooms refuse.
+recipe → data → template → plan → train → artifact → evaluate → report. Under `accelerate launch` the main rank alone reads, checks,
+tokenises, plans, prints, publishes and grades; the others train on its rows. It refuses what the rooms refuse.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,6 @@ from numpy.typing import NDArray
 
 from tuner.artifact.store import Version
 from tuner.base import Base, guard_tokenizer, resolve_base
-from tuner.catalog import choose
 from tuner.data.checks import CHECKS
 from tuner.data.doctor import Checked, examine, refuse_wrong_choices
 from tuner.data.findings import SEVERITY, Finding, Scene, finding, remark
@@ -39,13 +39,18 @@ from tuner.fingerprint import digest_json, git_state, hardware, library_versions
 from tuner.recipe import Recipe, recipe_text
 from tuner.safe_text import quoted
 from tuner.template.conditions import content_conditions
+from tuner.template.row_cache import rows_from_main, rows_of
 from tuner.template.tokens import Encoder, Row, open_encoder
+from tuner.train.ranks import from_each, from_main, is_main, part, watched, world_size
 
 if TYPE_CHECKING:
     from tuner.artifact.adapter import Adapter
     from tuner.data.selection import Selection
     from tuner.plan.budget import Plan
-    from tuner.train.sft import Progress, Trained
+    from tuner.planning import Planned
+    from tuner.train.checkpoint import Resume, RunFolder
+    from tuner.train.sft import Job, Progress, Trained
+    from tuner.train.stopping import Stopper
 
 
 class Listener(Protocol):
@@ -56,6 +61,7 @@ class Listener(Protocol):
     def checking(self, what: str, done: int, total: int) -> None: ...
     def checked(self, prepared: Diagnosed) -> None: ...
     def planned(self, plan: Plan) -> None: ...
+    def picked(self, why: Sequence[str]) -> None: ...
     def training(self, progress: Progress) -> None: ...
     def grading(self, what: str, done: int, total: int) -> None: ...
 
@@ -68,6 +74,7 @@ class Quiet:
     def checking(self, what: str, done: int, total: int) -> None: ...
     def checked(self, prepared: Diagnosed) -> None: ...
     def planned(self, plan: Plan) -> None: ...
+    def picked(self, why: Sequence[str]) -> None: ...
     def training(self, progress: Progress) -> None: ...
     def grading(self, what: str, done: int, total: int) -> None: ...
 
@@ -117,9 +124,24 @@ class Prepared(Diagnosed):
     encoder: Encoder
 
     @cached_property
+    def rows_and_entry(self) -> tuple[dict[str, list[Row]], Path | None]:
+        """Every kept record as tokens, by split, and where they lie for the other ranks (tuner.template.row_cache)."""
+        return rows_of(self.encoder, self.splits.records, shared=world_size() > 1)
+
+    @property
     def rows(self) -> dict[str, list[Row]]:
         """Every kept record as tokens, by split."""
-        return {split: self.encoder.rows(records) for split, records in self.splits.records.items()}
+        return self.rows_and_entry[0]
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What a rank other than the main one trains on: the rows that the main rank made. No file of data was read for it."""
+
+    recipe: Recipe
+    base: Base
+    encoder: Encoder
+    rows: Mapping[str, Sequence[Row]]
 
 
 @dataclass(frozen=True)
@@ -329,38 +351,59 @@ def _rebased(source: SourceSpec | None, old: Path, new: Path) -> SourceSpec | No
 # --- plan ----------------------------------------------------------------------------------------------------------
 
 
-def plan(prepared: Prepared) -> Plan:
-    """Cost of the run, before step 1. Loads torch, but no weights."""
-    from tuner.base import pick_device, quiet_libraries, training_precision
+def plan(prepared: Prepared, store: Path | None = None, devices: Sequence[str] = ()) -> Planned:
+    """Cost of the run and the way through it, before step 1. Loads torch, but none of the base's weights. `devices` are planned for besides."""
+    from tuner.base import quiet_libraries
 
     quiet_libraries()
-    from peft import get_peft_model
+    from tuner.planning import Planner
 
-    from tuner.plan.budget import RowCounts, Schedule, make_plan, matrix_rate, model_shape
-    from tuner.train.methods import METHODS
-    from tuner.train.sft import is_short, micro_batch
-
-    recipe, rows = prepared.recipe, prepared.rows["train"]
-    method = choose(METHODS, recipe.method.kind, "recipe", "method.kind")
-    precision = training_precision(recipe.base.load, pick_device())
-    shape = model_shape(prepared.base, lambda model: get_peft_model(model, method.config(recipe.method, model)))
-    size, _ = micro_batch(recipe.train, world_size())
-    counts = RowCounts([len(r.input_ids) for r in rows], [r.completion_tokens for r in rows])
-    plain = is_short(precision.device, max(counts.lengths))
-    schedule = Schedule(recipe.train.epochs, recipe.train.max_steps, recipe.train.records_per_step, size, plain)
-    mean_tokens = sum(counts.lengths) // max(len(rows), 1)
-    rate = matrix_rate(precision, shape.hidden, shape.intermediate, size * mean_tokens)
-    return make_plan(shape, counts, schedule, precision, rate, recipe.plan)
+    rows, encoder = prepared.rows, prepared.encoder
+    parent = _parent(prepared, store or Path(prepared.recipe.artifact.store))
+    planner = Planner(prepared.recipe, prepared.base, rows["train"], rows.get("validation", []), encoder.pad_id, encoder.new_ids, parent)
+    return planner.plan(store, devices)
 
 
 # --- run -----------------------------------------------------------------------------------------------------------
 
 
-def run(recipe: Recipe, store: Path | None = None, listener: Listener = QUIET, *, grade_after: bool = True, reuse: bool = False) -> Run:
-    """The whole job. With `grade_after` false it stops at the published version; with `reuse` a finished equal run is returned instead."""
+def run(
+    recipe: Recipe, store: Path | None = None, listener: Listener = QUIET, *, grade_after: bool = True, reuse: bool = False, restart: Restart | None = None
+) -> Run:
+    """The whole job. With `grade_after` false it stops at the published version; with `reuse` a finished equal run is returned instead.
+
+    An interrupted run of the same recipe goes on from its newest whole checkpoint, unless `restart` says otherwise.
+    """
+    restart = restart or GO_ON
     store = store or Path(recipe.artifact.store)
-    if is_main():
-        ensure_folder(store / recipe.name)
+    ready = _ready(recipe, store, listener, reuse)
+    if isinstance(ready, Run):
+        return ready
+    planned = _planned(ready, store, listener)
+    version = _train_and_publish(ready, planned, store, listener, restart)
+    if version is None or not isinstance(ready, Prepared) or not grade_after or not ready.splits.suites:
+        return Run(version)
+    gc.collect()  # the trainer holds itself in cycles; its weights must go before the adapter is loaded as it will be served
+    return evaluate(ready, version, listener)
+
+
+def _ready(recipe: Recipe, store: Path, listener: Listener, reuse: bool) -> Prepared | Handed | Run:
+    """What this rank works on: the main rank reads, checks and tokenises for all, before it loads torch, and the others map its rows.
+
+    A Run where there is nothing to do. Raises the main rank's Refusal on every rank.
+    """
+    made: list[Prepared | Run] = []
+
+    def entry() -> Path | None:
+        made.append(_prepared_or_finished(recipe, store, listener, reuse))
+        return made[0].rows_and_entry[1] if isinstance(made[0], Prepared) else None
+
+    rows = from_main(entry)
+    return from_each(lambda: made[0] if made else Run(None) if rows is None else _handed(recipe, rows))
+
+
+def _prepared_or_finished(recipe: Recipe, store: Path, listener: Listener, reuse: bool) -> Prepared | Run:
+    ensure_folder(store / recipe.name)
     listener.stage("data", "reading and checking records")
     prepared = prepare(recipe, listener)
     listener.checked(prepared)
@@ -368,13 +411,41 @@ def run(recipe: Recipe, store: Path | None = None, listener: Listener = QUIET, *
     if reuse and (finished := find_finished(prepared, store)) is not None:
         listener.stage("reuse", f"{finished.version.label if finished.version else ''} is this recipe on this data, already graded: nothing to do")
         return finished
-    planned = plan(prepared)
-    listener.planned(planned)
-    version = _train_and_publish(prepared, planned, store, listener)
-    if version is None or not grade_after or not prepared.splits.suites:
-        return Run(version)
-    gc.collect()  # the trainer holds itself in cycles; its weights must go before the adapter is loaded as it will be served
-    return evaluate(prepared, version, listener)
+    return prepared
+
+
+def _handed(recipe: Recipe, rows: Path) -> Handed:
+    base = resolve_base(recipe.base, recipe.path.parent, recipe.at("base", "model"))
+    return Handed(recipe, base, open_encoder(base.folder, recipe.template, base.name, recipe.path.parent), rows_from_main(rows))
+
+
+def _planned(ready: Prepared | Handed, store: Path, listener: Listener) -> Planned:
+    """The main rank's plan on every rank, each on its own device: what `auto` picks by measuring must not differ between ranks."""
+    from tuner.base import pick_device
+    from tuner.planning import Planned
+
+    made: list[Planned] = []
+
+    def told() -> tuple[Any, Any, Any]:
+        assert isinstance(ready, Prepared)
+        made.append(plan(ready, store))
+        listener.planned(made[0].plan)
+        listener.picked(made[0].way.why)
+        return made[0].plan, made[0].way, made[0].precision
+
+    found, way, precision = from_main(told)
+    return made[0] if made else Planned(found, way, replace(precision, device=pick_device()), lambda: "what the plan of the main rank says")
+
+
+@dataclass(frozen=True)
+class Restart:
+    """What to do with an interrupted run of this name: go on with it (the default), also if `allow_changed` keys differ, or start `fresh`."""
+
+    fresh: bool = False
+    allow_changed: tuple[str, ...] = ()
+
+
+GO_ON = Restart()
 
 
 def find_finished(prepared: Prepared, store: Path) -> Run | None:
@@ -406,37 +477,155 @@ def find_finished(prepared: Prepared, store: Path) -> Run | None:
     return None
 
 
-def _train_and_publish(prepared: Prepared, planned: Plan, store: Path, listener: Listener) -> Version | None:
-    from tuner.base import PLAIN_TEXT, guard_loss, load_model, pick_device, quiet_libraries, training_precision, widen
+def _train_and_publish(prepared: Prepared | Handed, planned: Planned, store: Path, listener: Listener, restart: Restart) -> Version | None:
+    """Train in a folder of its own, from the beginning or from where an interrupted run was, and publish. Ranks but the main one get None."""
+    from tuner.base import quiet_libraries
+    from tuner.train.sft import NotFinite
+    from tuner.train.stopping import Stopper
 
     quiet_libraries()
+    run, resume = _open_run(prepared, planned, store, restart)
+    for note in run.notes:
+        listener.stage("run", note)
+    with run, Stopper(lambda words: listener.stage("stop", words)) as stopper, tempfile.TemporaryDirectory(prefix="tuner-run-") as scratch:
+        job = _job(prepared, planned, store, Path(scratch), run, resume, stopper, listener)
+        try:
+            version = _trained_version(prepared, planned, job, run, store, listener)
+        except NotFinite:
+            run.discard()  # it would come to the same number again
+            raise
+        if version is not None:
+            run.discard()
+        return version
+
+
+def _open_run(prepared: Prepared | Handed, planned: Planned, store: Path, restart: Restart) -> tuple[RunFolder, Resume | None]:
+    """The run's folder beside the store, held by the main rank and joined by the others, and the checkpoint to go on from."""
+    from tuner.train.checkpoint import RunFolder, open_run
+
+    recipe, spec = prepared.recipe, prepared.recipe.train
+    held: list[RunFolder] = []
+
+    def opened() -> tuple[Path, str, Any, Any, Any]:
+        mark = _fingerprint(prepared, planned)
+        folder, resume = open_run(runs_of(store), recipe.name, mark, fresh=restart.fresh, allow_changed=restart.allow_changed,
+                                   keep=spec.keep_checkpoints)  # fmt: skip
+        held.append(folder)
+        return folder.path, folder.session, mark, folder.changed, resume
+
+    path, session, mark, changed, resume = from_main(opened)
+    if held:
+        return held[0], resume
+    joined = RunFolder.joined(path, session, mark)
+    joined.changed = changed
+    return joined, resume
+
+
+def runs_of(store: Path) -> Path:
+    """Where interrupted runs are kept: beside the store."""
+    return store.absolute().parent / "runs"
+
+
+def _fingerprint(prepared: Prepared | Handed, planned: Planned) -> Any:
+    """Everything that decides which adapter comes out, to the bit."""
+    from tuner.train.checkpoint import fingerprint
+
+    versions = {name: number for name, number in library_versions().items() if name not in ("datasets", "bitsandbytes") or prepared.recipe.base.load != "auto"}
+    return fingerprint(
+        prepared.recipe.model_dump(mode="json"), data={s: _rows_digest(prepared.rows.get(s, [])) for s in ("train", "validation")},
+        base={"weights": prepared.base.weight_digest}, tokenizer=prepared.encoder.tokenizer_digest, versions=versions, world_size=world_size(),
+        hardware={"device": planned.precision.device.partition(":")[0], "precision": str(planned.precision)},
+        way={k: v for k, v in planned.way.as_dict().items() if k != "why"},
+    )  # fmt: skip
+
+
+def _rows_digest(rows: Sequence[Row]) -> str:
+    """Digest of the rows' tokens and labels, in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(np.asarray([len(row.input_ids), *row.input_ids, *row.labels], dtype=np.int64).tobytes())
+    return "sha256:" + digest.hexdigest()
+
+
+def _job(
+    prepared: Prepared | Handed, planned: Planned, store: Path, scratch: Path, run: RunFolder, resume: Resume | None, stopper: Stopper, listener: Listener
+) -> Job:  # fmt: skip
+    """What the training room is handed."""
+    from tuner.train.sft import Job, folder_in
+
+    recipe = prepared.recipe
+    parent = from_main(lambda: _parent(prepared, store))
+    return Job(
+        train=prepared.rows["train"], validation=prepared.rows.get("validation", []), method=recipe.method, spec=recipe.train,
+        precision=planned.precision, path=planned.way, seed=recipe.seed, pad_id=prepared.encoder.pad_id, scratch=scratch, new_ids=prepared.encoder.new_ids,
+        parent=None if parent is None else parent.folder, run=run,
+        resume=None if resume is None else folder_in(resume.checkpoint.path, resume.checkpoint.step), stopper=stopper,
+        relief=planned.relief, show=listener.training if is_main() else None,
+    )  # fmt: skip
+
+
+def _parent(prepared: Prepared | Handed, store: Path) -> Version | None:
+    """The version that `method.continue_from` names, verified. Raises Refusal when it was trained on another base."""
+    from tuner.artifact.manifest import verify
+    from tuner.artifact.store import find, version_at
+
+    named = prepared.recipe.method.continue_from
+    if named is None:
+        return None
+    version = version_at(prepared.recipe.path.parent / named) or find(store, named)
+    if verify(version.folder)["base"]["weight_digest"] != prepared.base.weight_digest:
+        refuse(prepared.recipe.at("method", "continue_from"), "method.continue_from", f"{version.label}, trained on another base",
+               f"an adapter of {prepared.base.name}", "name the base that it was trained on in base.model")  # fmt: skip
+    return version
+
+
+def _trained_version(prepared: Prepared | Handed, planned: Planned, job: Job, run: RunFolder, store: Path, listener: Listener) -> Version | None:
+    """Load the base, train under the eyes of the other ranks, publish."""
     from transformers import AutoTokenizer
 
     from tuner.artifact.store import publish
-    from tuner.train.sft import Job, train
+    from tuner.train.sft import train
 
-    recipe, base = prepared.recipe, prepared.base
+    base = prepared.base
     listener.stage("train", f"loading {base.name}")
-    precision = training_precision(recipe.base.load, pick_device())
-    model = load_model(base, precision)
-    if recipe.template.new_tokens:
+    model = from_each(lambda: _loaded(prepared, planned))
+    sanity = from_main(lambda: _guarded(prepared, planned, model))
+    began = time.monotonic()
+    with watched(run.heartbeat, prepared.recipe.train.hang_seconds, lambda words: listener.stage("ranks", words)) as heart:
+        trained = train(replace(job, heartbeat=heart), model, AutoTokenizer.from_pretrained(base.folder, local_files_only=True))
+    part()
+    if not isinstance(prepared, Prepared):
+        return None
+    measured = {**trained.summary(), "wall_seconds": round(time.monotonic() - began, 3), "plan": planned.plan.as_dict(), "path": planned.way.as_dict()}
+    lineage = {"parent": _lineage(prepared, store), "changed": [asdict(change) for change in run.changed], "run": run.path.name}
+    facts = {**_facts(prepared), "training": measured, "base_loss": sanity, "lineage": lineage}
+    return publish(store, prepared.recipe.name, lambda stage, number: _fill(stage, number, prepared, trained, facts))
+
+
+def _loaded(prepared: Prepared | Handed, planned: Planned) -> Any:
+    """The base, with rows for the recipe's new tokens."""
+    from tuner.base import load_model, widen
+
+    model = load_model(prepared.base, planned.precision)
+    if prepared.recipe.template.new_tokens:
         widen(model, prepared.encoder.vocabulary)
+    return model
+
+
+def _guarded(prepared: Prepared | Handed, planned: Planned, model: Any) -> dict[str, float]:
+    """The base's loss on plain text and on the first records. Raises Refusal where it does not know its own tokens."""
+    from tuner.base import PLAIN_TEXT, guard_loss
+
     texts = [prepared.encoder.tokenizer.encode(t, add_special_tokens=False).ids for t in PLAIN_TEXT]
-    sanity = guard_loss(base, model, [*texts, *(r.input_ids for r in prepared.rows["train"][:20])], precision.device)
-    with tempfile.TemporaryDirectory(prefix="tuner-run-") as folder:
-        scratch = Path(folder)
-        job = Job(
-            train=prepared.rows["train"], validation=prepared.rows.get("validation", []), method=recipe.method, spec=recipe.train,
-            precision=precision, seed=recipe.seed, pad_id=prepared.encoder.pad_id, scratch=scratch, new_ids=prepared.encoder.new_ids,
-            log_path=scratch / "train_log.jsonl" if is_main() else None, show=listener.training if is_main() else None,
-        )  # fmt: skip
-        began = time.monotonic()
-        trained = train(job, model, AutoTokenizer.from_pretrained(base.folder, local_files_only=True))
-        if not trained.is_main:
-            return None
-        measured = {**trained.summary(), "wall_seconds": round(time.monotonic() - began, 3), "plan": planned.as_dict()}
-        facts = {**_facts(prepared), "training": measured, "base_loss": sanity}
-        return publish(store, recipe.name, lambda stage, number: _fill(stage, number, prepared, trained, facts))
+    return guard_loss(prepared.base, model, [*texts, *(r.input_ids for r in prepared.rows["train"][:20])], planned.precision.device)
+
+
+def _lineage(prepared: Prepared, store: Path) -> dict[str, Any] | None:
+    """The parent of a continued adapter: its name, number and manifest digest."""
+    from tuner.artifact.manifest import read_manifest
+
+    parent = _parent(prepared, store)
+    return None if parent is None else {"name": parent.name, "version": parent.number, "manifest_digest": read_manifest(parent.folder)["digest"]}
 
 
 def _fill(stage: Path, number: int, prepared: Prepared, trained: Trained, facts: dict[str, Any]) -> None:
@@ -448,7 +637,7 @@ def _fill(stage: Path, number: int, prepared: Prepared, trained: Trained, facts:
     from tuner.train.sft import as_log_lines, save_adapter
 
     recipe, base = prepared.recipe, prepared.base
-    save_adapter(trained.model, stage, base.name, base.revision if base.origin.startswith("hub ") else None)
+    save_adapter(trained, recipe.method, stage, base.name, base.revision if base.origin.startswith("hub ") else None)
     for name in tokenizer_files(base.folder):
         shutil.copyfile(base.folder / name, stage / name)
     if recipe.template.new_tokens:
@@ -575,16 +764,3 @@ def grade_and_report(recipe: Recipe, adapter: Adapter, splits: Splits, version: 
 
 def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, sort_keys=True, default=str) + "\n"
-
-
-# --- ranks and scratch folders -------------------------------------------------------------------------------------
-
-
-def world_size() -> int:
-    """Ranks of this run, as the launcher says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main() -> bool:
-    """Is this the rank that prints and writes?"""
-    return os.environ.get("RANK", "0") == "0"

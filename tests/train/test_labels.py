@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ import pytest
 import torch
 
 from tests.conftest import SAMPLES
-from tuner.base import BaseSpec, Precision, load_model, resolve_base
+from tests.train.jobs import FP32, job_of
+from tuner.base import BaseSpec, load_model, resolve_base
 from tuner.data.record import Message, Record
 from tuner.template.preview import shown_tokens
 from tuner.template.spec import TemplateSpec
 from tuner.template.tokens import IGNORED, Encoder, open_encoder
 from tuner.train import sft
-from tuner.train.spec import MethodSpec, TrainSpec
+from tuner.train.spec import TrainSpec
 
-FP32 = Precision("cpu", "float32", None)
 SAMPLED = 500
 
 
@@ -64,41 +65,47 @@ def sampled_records(loss_on: str) -> list[Record]:
     return records
 
 
-def trainer_for(base: Any, encoder: Encoder, records: list[Record], spec: TrainSpec, scratch: Path) -> sft.CompletionTrainer:
+def trainer_for(base: Any, encoder: Encoder, records: list[Record], spec: TrainSpec, scratch: Path) -> sft.StepTrainer:
     from transformers import AutoTokenizer
 
     rows = encoder.rows(records)
-    job = sft.Job(rows, rows[:100], MethodSpec(rank=4), spec, FP32, 42, encoder.pad_id, scratch)
-    return sft._trainer(job, load_model(base, FP32), AutoTokenizer.from_pretrained(base.folder), sft._Watch(None, None))
+    return sft.make_trainer(job_of(rows, spec, scratch, encoder.pad_id), load_model(base, FP32), AutoTokenizer.from_pretrained(base.folder))
+
+
+def unbatched(batch: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
+    """(ids, labels) of every row of a forward pass, found by its mask where rows are padded and by its positions where they are packed."""
+    ids, labels = batch["input_ids"], batch["labels"]
+    assert ids.shape == labels.shape
+    if "attention_mask" in batch:
+        for row, mask in zip(labels, batch["attention_mask"], strict=True):
+            assert bool(torch.all(row[mask == 0] == IGNORED)) and mask.tolist() == sorted(mask.tolist(), reverse=True)
+        return [(i[m == 1].tolist(), x[m == 1].tolist()) for i, x, m in zip(ids, labels, batch["attention_mask"], strict=True)]
+    starts = [i for i, position in enumerate(batch["position_ids"][0].tolist()) if position == 0]
+    ends = [*starts[1:], ids.shape[1]]
+    assert batch["cu_seq_lens_q"].tolist() == [*starts, ids.shape[1]] and batch["max_length_q"] == max(b - a for a, b in zip(starts, ends, strict=True))
+    return [(ids[0, a:b].tolist(), labels[0, a:b].tolist()) for a, b in zip(starts, ends, strict=True)]
 
 
 @pytest.mark.parametrize("loss_on", ["completion", "last_turn", "all_assistant", "everything"])
-@pytest.mark.parametrize("order", ["shuffle", "length_groups"])
-def test_labels_that_reach_trl_are_those_of_the_preview_token_by_token(loss_on: str, order: str, tiny_base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [{"order": "shuffle"}, {"order": "length_groups"}, {"batching": "packed"}], ids=["shuffle", "length_groups", "packed"])
+def test_labels_that_reach_the_loss_are_those_of_the_preview_token_by_token(loss_on: str, how: dict[str, Any], tiny_base: Path, tmp_path: Path) -> None:
     base = resolve_base(BaseSpec(model=str(tiny_base), sanity="off"), tmp_path)
     template = TemplateSpec(loss_on=loss_on, max_tokens=1024)
     records = sampled_records(loss_on)
-    trainer = trainer_for(base, open_encoder(base.folder, template, base.name), records, TrainSpec(order=order, micro_batch=8), tmp_path)
+    trainer = trainer_for(base, open_encoder(base.folder, template, base.name), records, TrainSpec(micro_tokens=1024, **how), tmp_path)
     encoder = open_encoder(base.folder, template, base.name)  # another one: the preview shares nothing with what was trained
     previews = [shown_tokens(encoder.row(record), encoder) for record in records]
-    for loader, wanted in ((trainer.get_train_dataloader(), SAMPLED), (trainer.get_eval_dataloader(), 100)):
-        seen: list[int] = []
-        padded = loss = silent = 0
-        for batch in loader:
-            assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
-            for number, ids, labels, mask in zip(batch["row"].tolist(), batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
-                shown = previews[number]
-                size = len(shown)
-                assert mask.tolist() == [1] * size + [0] * (len(ids) - size)
-                assert ids[:size].tolist() == [t.id for t in shown]
-                assert labels[:size].tolist() == [t.id if t.loss else IGNORED for t in shown]
-                assert bool(torch.all(labels[size:] == IGNORED))
-                seen.append(number)
-                padded += len(ids) - size
-                loss += sum(t.loss for t in shown)
-                silent += sum(not t.loss for t in shown)
-        assert sorted(seen) == list(range(wanted))
-        assert padded > 0 and loss > 0 and (silent > 0 or loss_on == "everything")
+    wanted = Counter((tuple(t.id for t in shown), tuple(t.id if t.loss else IGNORED for t in shown)) for shown in previews)
+    found: Counter[tuple[tuple[int, ...], tuple[int, ...]]] = Counter()
+    passes = 0
+    for batch in (micro for item in trainer.get_train_dataloader() for micro in item["step"].micros):
+        passes += 1
+        for ids, labels in unbatched(batch):
+            if "position_ids" in batch and loss_on == "everything":
+                assert labels[0] == IGNORED  # nothing predicts the first token of a packed row
+                labels = [ids[0], *labels[1:]]
+            found[tuple(ids), tuple(labels)] += 1
+    assert found == wanted and sum(found.values()) == SAMPLED and passes > 50
 
 
 def test_the_sampled_records_hold_what_they_are_to_hold(tiny_base: Path, tmp_path: Path) -> None:

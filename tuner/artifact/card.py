@@ -24,7 +24,7 @@ def card(facts: dict[str, Any]) -> str:
 
 # {facts["name"]}, version {facts["version"]}
 
-A {facts["method"]["kind"]} adapter (rank {facts["method"]["rank"]}, alpha {facts["method"]["alpha"]:g}) for {base["name"]},
+A {facts["method"]["kind"]} adapter{_settings(facts["method"])} for {base["name"]}{_parent(facts)},
 trained {training["steps"]} steps on {data["splits"]["train"]["records"]:,} records; training loss {training["first_loss"]:.3f} to {training["last_loss"]:.3f}.
 
 | | |
@@ -56,3 +56,14 @@ print(adapter.answer("..."))
 
 Plain PEFT loads the same folder: `peft.PeftModel.from_pretrained(base, folder)`. Use this folder's tokenizer and chat template{prompt}.
 """
+
+
+def _settings(method: dict[str, Any]) -> str:
+    """Rank, alpha and what else the kind has of its own."""
+    said = [f"{name} {method[name]:g}" for name in ("rank", "alpha", "block_size", "virtual_tokens") if method.get(name) is not None]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _parent(facts: dict[str, Any]) -> str:
+    parent = (facts.get("lineage") or {}).get("parent")
+    return f", continued from {parent['name']}@{parent['version']}" if parent else ""

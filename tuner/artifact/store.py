@@ -75,6 +75,11 @@ def find(store: Path, wanted: str) -> Version:
     return Version(name, chosen, home / str(chosen))
 
 
+def version_at(folder: Path) -> Version | None:
+    """The version whose folder this is, or None."""
+    return Version(folder.parent.name, int(folder.name), folder) if _NUMBER.fullmatch(folder.name) and (folder / MANIFEST).is_file() else None
+
+
 def versions(store: Path) -> list[tuple[Version, dict[str, Any] | None]]:
     """Every version of every name with its manifest, by name and number; None for one whose manifest is broken."""
     found = [Version(name, number, store / name / str(number)) for name in _names(store) for number in _numbers(store / name)]

@@ -1,205 +1,261 @@
-"""What a run will cost, from the rows it will train on: steps, tokens, trainable parameters, memory and time.
+"""What a run will cost, from the rows it will train on: steps, tokens, memory part by part, time, energy and price, on this device or a named one.
 
-It loads no weights: shapes come from the base's config on the meta device, speed from a matrix product timed on this machine.
-Every estimate says how it was computed. It refuses nothing.
+It loads none of the base's weights. Every estimate says how it was computed. It refuses nothing.
 """
 
 from __future__ import annotations
 
-import math
-import time
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from typing import Any
 
-from tuner.base import Base, Precision
+from tuner.base import Base, Precision, training_precision
+from tuner.plan.devices import Device
+from tuner.plan.fit import ROOM
+from tuner.plan.history import Correction, Kind
+from tuner.plan.memory import Adapt, Micro, Shape, Way, activations, head_bytes
+from tuner.plan.pace import Load, Pace, by_arithmetic
 from tuner.plan.spec import PlanSpec
+from tuner.plan.steps import StepCounts
 
-# Share of the timed matrix rate that a whole training step reaches, and resident bytes of Python with its libraries.
-# Both measured on the quickstart recipe, 2 CPU cores, 2026-11-20 (recipes/LOG.md).
-STEP_EFFICIENCY = {"cpu": 0.30, "cuda": 0.45}
-LIBRARY_BYTES = {"cpu": 700_000_000, "cuda": 600_000_000}
-ACTIVATION_COPIES = 11.5  # kept activations, in units of (hidden + intermediate) · layers · tokens, each of the compute dtype's size
-ATTENTION_BYTES = 12  # plain attention keeps scores and weights: bytes per head · layer · row · token²
-LOGIT_BYTES = 16  # logits in the compute dtype, in fp32, their log-softmax and gradient
+CUDA_CONTEXT_BYTES = 600_000_000
+LATER_LIBRARY_BYTES = 60_000_000  # what training imports after the plan was made (recipes/LOG.md)
+# glibc's heap, beside the bytes alive: holes that later requests do not fit, as a share of what a forward pass without checkpointing would keep.
+# Five shapes of SmolLM2 on glibc 2.36: 0.60 to 0.91 without checkpointing, 0.48 to 0.56 with it (recipes/LOG.md).
+HEAP_HOLES = {False: 0.70, True: 0.45}
+ROUNDED_HEAP_HOLES = 0.30  # more of it where rounded weights are unpacked layer by layer: 0.91 and 1.13 in all
+GPU_SLACK = 0.03  # the caching allocator's blocks that no request fits, as a share of what is allocated
+PARTS = ("base", "adapters", "gradients", "optimizer", "activations", "logits", "workspace", "allocator", "libraries")
 
 
 @dataclass(frozen=True, slots=True)
-class RowCounts:
-    """Token counts of the training rows, as far as the plan needs them: all tokens, and those that carry loss, of each row."""
+class Rows:
+    """Lengths in tokens of the training rows (N,), their labelled tokens (N,), and the computed tokens of one pass over validation."""
 
     lengths: Sequence[int]
     loss_lengths: Sequence[int]
+    watched_tokens: int = 0
 
-    @property
-    def loss_tokens(self) -> int:
-        return sum(self.loss_lengths)
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is planned: a base with an adapter, held and computed in one way on one device."""
+
+    base: Base
+    adapt: Adapt
+    shape: Shape
+    precision: Precision
+    way: Way
+    device: Device
+    method: str
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The estimates. Bytes, seconds and tokens are spelt out in the names; `how` says where each came from."""
+    """The estimates. Bytes, seconds and tokens are spelt out in the names; `how` says where each came from.
+
+    `peak_bytes` is what the run will report: resident memory on a CPU, allocated device memory on a GPU. `needed_bytes` is what the device must
+    have, with libraries and allocator. `uncorrected` holds both figures before past runs corrected them.
+    """
 
     records: int
     tokens_per_epoch: int
     loss_tokens_per_epoch: int
+    computed_tokens_per_epoch: int
+    padding: float
     longest_row_tokens: int
     epochs: float
     steps: int
-    records_per_step: int
-    micro_batch: int
+    tokens: int
+    passes_per_epoch: int
+    largest_rows: int
+    largest_tokens: int
     trainable_parameters: int
     base_parameters: int
     precision: str
+    device: str
+    device_bytes: int
+    method: str
+    attention: str
+    checkpointing: bool
+    adapter_dtype: str
     memory_bytes: dict[str, int]
+    peak_bytes: int
+    needed_bytes: int
+    fits: bool
     tokens_per_second: float
     seconds: float
     cost: float | None
+    energy_kwh: float | None
+    energy_cost: float | None
+    uncorrected: dict[str, float]
+    past_runs: int
     how: dict[str, str]
-
-    @property
-    def peak_bytes(self) -> int:
-        return sum(self.memory_bytes.values())
+    combinations: list[dict[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"peak_bytes": self.peak_bytes}
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, held: dict[str, Any]) -> Plan:
+        return cls(**{f.name: held[f.name] for f in fields(cls)})
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Sizes read off the base and the adapter without weights."""
-
-    parameters: int
-    linear_parameters: int
-    head_parameters: int
-    trainable: int
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
+def largest_micro(counts: StepCounts, rows: Rows) -> Micro:
+    """The forward pass that needs most memory."""
+    return Micro(counts.largest_rows, counts.largest_tokens, sum(rows.loss_lengths[row] for row in counts.largest_members))
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """The part of the recipe's `train:` section the plan needs, as plain numbers."""
-
-    epochs: float
-    max_steps: int | None
-    records_per_step: int
-    micro_batch: int
-    plain_attention: bool
-
-    def steps_per_epoch(self, records: int) -> int:
-        """Optimiser steps of one pass: the last may be smaller."""
-        return max(1, math.ceil(records / self.records_per_step))
-
-    def steps(self, records: int) -> int:
-        """Optimiser steps of the whole run."""
-        by_epochs = math.ceil(self.steps_per_epoch(records) * self.epochs)
-        return by_epochs if self.max_steps is None else self.max_steps
+def run_load(counts: StepCounts, rows: Rows, epochs: float, validations: int, ranks: int = 1) -> Load:
+    """What one rank computes in the whole run: `counts` are of one epoch over all ranks, `epochs` passes are made."""
+    tokens, loss = counts.computed_tokens * epochs / ranks, sum(rows.loss_lengths) * epochs / ranks
+    return Load(counts.steps, counts.passes * epochs / ranks, tokens, loss, rows.watched_tokens * validations / ranks)
 
 
-def model_shape(base: Base, adapt: Any) -> Shape:
-    """Sizes of the base, and of the adapter that `adapt(model)` puts on it, on the meta device (no memory)."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=base.spec.trust_remote_code)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=base.spec.trust_remote_code)
-        head = model.get_output_embeddings()
-        total = sum(p.numel() for p in model.parameters())
-        linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
-        adapted = adapt(model)
-    text = config.get_text_config()
-    return Shape(
-        parameters=total,
-        linear_parameters=linear,
-        head_parameters=head.weight.numel() if head is not None else 0,
-        trainable=sum(p.numel() for p in adapted.parameters() if p.requires_grad),
-        layers=getattr(text, "num_hidden_layers", 1),
-        hidden=getattr(text, "hidden_size", 1),
-        intermediate=getattr(text, "intermediate_size", None) or 4 * getattr(text, "hidden_size", 1),
-        heads=getattr(text, "num_attention_heads", 1),
-    )
-
-
-def matrix_rate(precision: Precision, hidden: int, intermediate: int, rows: int) -> float:
-    """FLOP a second of this machine on one matrix product of the base's own shape, in the precision of training."""
-    import torch
-
-    kind = getattr(torch, precision.autocast or precision.weights)
-    left = torch.randn(max(rows, 8), hidden, device=precision.device).to(kind)
-    right = torch.randn(hidden, intermediate, device=precision.device).to(kind)
-    flop = 2 * left.shape[0] * hidden * intermediate
-    repeats = max(3, min(200, int(2e9 / flop)))
-
-    def once() -> float:
-        began = time.perf_counter()
-        for _ in range(repeats):
-            left @ right
-        if precision.device != "cpu":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    once()
-    return flop * repeats / min(once() for _ in range(3))
-
-
-def make_plan(shape: Shape, rows: RowCounts, schedule: Schedule, precision: Precision, rate: float, spec: PlanSpec) -> Plan:
-    """Put the estimates together."""
-    records, tokens = len(rows.lengths), sum(rows.lengths)
-    steps = schedule.steps(records)
-    share_of_epochs = steps / schedule.steps_per_epoch(records)
-    place = "cpu" if precision.device == "cpu" else "cuda"
-    flop = _flop_per_epoch(shape, tokens, rows.loss_tokens) * share_of_epochs
-    seconds = flop / (rate * STEP_EFFICIENCY[place])
-    return Plan(
-        records=records,
-        tokens_per_epoch=tokens,
-        loss_tokens_per_epoch=rows.loss_tokens,
-        longest_row_tokens=max(rows.lengths, default=0),
-        epochs=round(share_of_epochs, 3),
-        steps=steps,
-        records_per_step=schedule.records_per_step,
-        micro_batch=schedule.micro_batch,
-        trainable_parameters=shape.trainable,
-        base_parameters=shape.parameters,
-        precision=str(precision),
-        memory_bytes=_memory(shape, rows, schedule, precision, place),
-        tokens_per_second=tokens * share_of_epochs / max(seconds, 1e-9),
-        seconds=seconds,
-        cost=None if spec.price_per_hour is None else seconds / 3600 * spec.price_per_hour,
-        how={
-            "steps": "records / records_per_step, rounded up, times epochs",
-            "seconds": f"{flop:.3g} FLOP (4 per linear weight and token, 6 per adapter weight and token, 4 per LM head weight and loss token) "
-            f"at {STEP_EFFICIENCY[place]:.0%} of {rate:.3g} FLOP/s, timed on this machine; evaluation not included",
-            "memory_bytes": "base weights as loaded; adapter weights, gradients and two AdamW moments in fp32; activations of the longest micro-batch",
-        },
-    )
-
-
-def _flop_per_epoch(shape: Shape, tokens: int, loss_tokens: int) -> float:
-    """Frozen weights cost 2 FLOP forward and 2 backward (no weight gradient); adapter weights 2 and 4 (Kaplan et al. 2020, table 1)."""
-    return 4.0 * shape.linear_parameters * tokens + 6.0 * shape.trainable * tokens + 4.0 * shape.head_parameters * loss_tokens
-
-
-def _memory(shape: Shape, rows: RowCounts, schedule: Schedule, precision: Precision, place: str) -> dict[str, int]:
-    wide = 4 if precision.weights == "float32" else 2
-    narrow = 2 if "bfloat16" in (precision.autocast, precision.weights) else 4
-    longest = max(rows.lengths, default=0)
-    units = (shape.hidden + shape.intermediate) * shape.layers * schedule.micro_batch * longest
-    scores = schedule.micro_batch * shape.heads * shape.layers * longest**2 if schedule.plain_attention else 0
-    head_positions = schedule.micro_batch * max(rows.loss_lengths, default=0)
-    vocabulary = shape.head_parameters // max(shape.hidden, 1)
-    return {
-        "libraries": LIBRARY_BYTES[place],
-        "base": shape.parameters * wide,
-        "base_as_cast": shape.linear_parameters * 2 if precision.autocast and wide == 4 else 0,
-        "adapter": shape.trainable * 4,
-        "gradients": shape.trainable * 4,
-        "optimizer": shape.trainable * 8,
-        "activations": int(units * ACTIVATION_COPIES * narrow),
-        "attention": scores * ATTENTION_BYTES,
-        "logits": head_positions * vocabulary * LOGIT_BYTES,
+def memory_parts(job: Job, micro: Micro, libraries: int) -> tuple[dict[str, int], dict[str, str]]:
+    """Bytes of each part at the peak of a step, and how each was found."""
+    shape, way, precision = job.shape, job.way, job.precision
+    cpu = precision.device == "cpu"
+    width = 4 if way.adapter_dtype == "float32" else 2
+    seen = activations(job.base, job.adapt, micro, precision, way, shape.layers)
+    kept = 2 * seen.kept // max(shape.layers, 1) if way.offload else seen.kept
+    logits = head_bytes(shape, micro, precision, way)
+    parts = {
+        "base": shape.base_bytes(precision),
+        "adapters": shape.trainable * width,
+        "gradients": shape.trainable * width,
+        "optimizer": shape.trainable * width * 2,
+        "activations": kept,
+        "logits": logits,
+        "workspace": max(0, max(seen.forward_workspace, seen.backward_workspace) - logits),
     }
+    unkept = seen.kept if not way.checkpointing or not cpu else _unchecked(job, micro)
+    parts["allocator"] = round(_holes(job) * unkept) if cpu else round(GPU_SLACK * sum(parts.values()))
+    parts["libraries"] = libraries
+    return parts, _how_memory(job, micro, parts)
+
+
+def _holes(job: Job) -> float:
+    return HEAP_HOLES[job.way.checkpointing] + (ROUNDED_HEAP_HOLES if job.precision.quantised else 0.0)
+
+
+def _unchecked(job: Job, micro: Micro) -> int:
+    return activations(job.base, job.adapt, micro, job.precision, replace(job.way, checkpointing=False), job.shape.layers).kept
+
+
+def _how_memory(job: Job, micro: Micro, parts: dict[str, int]) -> dict[str, str]:
+    shape, way, precision = job.shape, job.way, job.precision
+    cpu = precision.device == "cpu"
+    cast = " with the frozen weights as autocast casts them" if precision.autocast and precision.autocast != precision.weights and not way.checkpointing else ""
+    return {
+        "base": f"{shape.linear:,} weights of linear layers at {precision.bytes_per_linear_weight:.4g} bytes, {shape.parameters - shape.linear:,} others at "
+        f"{precision.bytes_per_other_weight}",
+        "adapters": f"{shape.trainable:,} trainable weights in {way.adapter_dtype}",
+        "gradients": "one for each trainable weight, of its kind",
+        "optimizer": "two AdamW moments for each trainable weight, of its kind",
+        "activations": f"what a pass over {micro.rows} x {micro.width} tokens keeps for the backward pass{cast}, followed tensor by tensor over layers "
+        f"without memory: attention {way.attention}, checkpointing {'on' if way.checkpointing else 'off'}, Liger {'on' if way.liger else 'off'}"
+        + ("; two layers of it: the rest is offloaded" if way.offload else ""),
+        "logits": f"{min(micro.labelled, way.loss_chunk)} of {micro.labelled} labelled positions at a time x {shape.vocabulary:,} words, in fp32 twice",
+        "workspace": "what the largest moment of a pass holds above that" + ("" if parts["workspace"] else ": less than the logits, which are gone by then"),
+        "allocator": f"holes in the heap, {_holes(job):.0%} of what a pass without checkpointing keeps, measured on SmolLM2" if cpu
+        else f"{GPU_SLACK:.0%}: blocks of the caching allocator that no request fits",
+        "libraries": "resident now, after imports, and what training still imports" if cpu else "the CUDA context, measured elsewhere",
+    }  # fmt: skip
+
+
+def library_bytes(device: str) -> int:
+    """Resident bytes of this process as it is, with what is still to be imported; on a GPU its context's."""
+    if device != "cpu":
+        return CUDA_CONTEXT_BYTES
+    try:
+        with open("/proc/self/statm", encoding="ascii") as pages:
+            return int(pages.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") + LATER_LIBRARY_BYTES
+    except OSError:
+        return 500_000_000 + LATER_LIBRARY_BYTES
+
+
+def make_plan(job: Job, rows: Rows, counts: StepCounts, load: Load, epochs: float, pace: Pace, libraries: int, past: Correction, spec: PlanSpec) -> Plan:
+    """Put the estimates together. `libraries` is `library_bytes`, taken before anything was timed."""
+    micro = largest_micro(counts, rows)
+    parts, how = memory_parts(job, micro, libraries)
+    cpu = job.precision.device == "cpu"
+    reported = sum(parts.values()) if cpu else sum(parts.values()) - parts["libraries"] - parts["allocator"]
+    seconds = pace.seconds(load)
+    corrected, hours = seconds * past.seconds, seconds * past.seconds / 3600
+    peak = round(reported * past.peak)
+    needed = peak if cpu else peak + parts["libraries"] + parts["allocator"]
+    watts = spec.watts or job.device.watts
+    energy = None if watts is None else hours * watts / 1000
+    tokens = round(counts.tokens * epochs)
+    return Plan(
+        records=len(rows.lengths), tokens_per_epoch=counts.tokens, loss_tokens_per_epoch=sum(rows.loss_lengths),
+        computed_tokens_per_epoch=counts.computed_tokens, padding=counts.padding, longest_row_tokens=max(rows.lengths, default=0),
+        epochs=round(epochs, 3), steps=counts.steps, tokens=tokens, passes_per_epoch=counts.passes, largest_rows=counts.largest_rows,
+        largest_tokens=counts.largest_tokens, trainable_parameters=job.shape.trainable, base_parameters=job.shape.parameters,
+        precision=str(job.precision), device=job.device.name, device_bytes=job.device.memory_bytes, method=job.method, attention=job.way.attention,
+        checkpointing=job.way.checkpointing, adapter_dtype=job.way.adapter_dtype, memory_bytes=parts, peak_bytes=peak, needed_bytes=needed,
+        fits=needed <= ROOM * (job.device.memory_bytes + (libraries if cpu else 0)), tokens_per_second=tokens / max(corrected, 1e-9), seconds=corrected,
+        cost=None if spec.price_per_hour is None else hours * spec.price_per_hour, energy_kwh=energy,
+        energy_cost=None if energy is None or spec.price_per_kwh is None else energy * spec.price_per_kwh,
+        uncorrected={"peak_bytes": reported, "seconds": seconds}, past_runs=past.runs,
+        how={**how, **_how_rest(job, counts, pace, past, watts, spec)},
+    )  # fmt: skip
+
+
+def _how_rest(job: Job, counts: StepCounts, pace: Pace, past: Correction, watts: float | None, spec: PlanSpec) -> dict[str, str]:
+    what = "resident memory of the process" if job.precision.device == "cpu" else "memory allocated on the device, without libraries and allocator"
+    said = {
+        "steps": "the steps themselves, made from the row lengths",
+        "padding": f"{counts.computed_tokens:,} tokens computed for {counts.tokens:,} of the rows",
+        "trainable_parameters": "the adapter, attached to the base without memory",
+        "peak_bytes": f"the parts' sum, as {what}{past.words('peak')}",
+        "seconds": f"{pace.how}{past.words('seconds')}",
+        "fits": f"within {ROOM:.0%} of {job.device.memory_bytes / 1e9:.1f} GB ({job.device.name})",
+    }
+    if spec.price_per_hour is not None:
+        said["cost"] = f"{spec.price_per_hour:g} an hour, as plan.price_per_hour says"
+    if watts is not None:
+        said["energy_kwh"] = f"{watts:.0f} W, " + ("as plan.watts says" if spec.watts else "the board's limit in its data sheet")
+    return said
+
+
+def kind_of(job: Job) -> Kind:
+    """What past runs must share with this one."""
+    return Kind(job.device.name, str(job.precision), job.method, job.way.checkpointing)
+
+
+# --- other devices -------------------------------------------------------------------------------------------------
+
+
+def combinations(job: Job, devices: Sequence[Device], micro: Micro, load: Load, spec: PlanSpec) -> list[dict[str, Any]]:
+    """For each device bf16 and nf4, without checkpointing and with it: does it fit, its peak (bytes), time (s) and cost. Times are by arithmetic."""
+    parts = cache(lambda place, held, checkpointing: _parts_as(job, micro, place, held, checkpointing))
+    return [_combination(job, device, held, on, parts, micro, load, spec) for device in devices for held in ("bf16", "nf4") for on in (False, True)]
+
+
+def _as(job: Job, place: str, held: Any, checkpointing: bool) -> Job:
+    """The job on another kind of device: `place` is cpu or cuda:0."""
+    precision = training_precision(held, place) if place != "cpu" or held != "bf16" else training_precision("auto", place)
+    flash = "flash" if place != "cpu" else job.way.attention
+    adapters = job.way.adapter_dtype if place == job.precision.device else "bfloat16" if place != "cpu" else "float32"
+    way = replace(job.way, attention=flash, adapter_dtype=adapters, checkpointing=checkpointing, offload=False)
+    return replace(job, precision=precision, way=way)
+
+
+def _parts_as(job: Job, micro: Micro, place: str, held: Any, checkpointing: bool) -> tuple[Job, dict[str, int]]:
+    other = _as(job, place, held, checkpointing)
+    return other, memory_parts(other, micro, library_bytes(place))[0]
+
+
+def _combination(job: Job, device: Device, held: str, checkpointing: bool, parts: Any, micro: Micro, load: Load, spec: PlanSpec) -> dict[str, Any]:
+    other, found = parts("cpu" if device.name.startswith("cpu") else "cuda:0", held, checkpointing)
+    pace = by_arithmetic(job.shape, micro, device, other.way, held == "nf4")
+    needed, seconds = sum(found.values()), pace.seconds(load)
+    return {
+        "device": device.name, "load": held, "checkpointing": checkpointing, "fits": needed <= ROOM * device.memory_bytes, "needed_bytes": needed,
+        "device_bytes": device.memory_bytes, "seconds": seconds, "cost": None if spec.price_per_hour is None else seconds / 3600 * spec.price_per_hour,
+        "how": pace.how,
+    }  # fmt: skip
