@@ -203,13 +203,8 @@ def test_the_best_weights_are_kept_and_training_stops_without_patience(bench: Be
 def test_the_first_step_holds_the_longest_rows(bench: Bench) -> None:
     for changes in ({}, {"order": "shuffle"}, {"batching": "packed"}, {"records_per_step": None, "tokens_per_step": 200}):
         job = bench.job(**changes)
-        steps = sft.plan_steps(job)
-        widths = [max(len(m) * max(len(job.train[i].input_ids) for i in m) for m in steps.step(n).ranks[0]) for n in range(len(steps))]
-        if not job.path.packed:
-            assert widths[0] == max(widths), changes
-        else:
-            tokens = [max(sum(len(job.train[i].input_ids) for i in m) for m in steps.step(n).ranks[0]) for n in range(len(steps))]
-            assert tokens[0] == max(tokens)
+        longest = max(len(r.input_ids) for r in job.train)
+        assert longest in [len(job.train[i].input_ids) for i in sft.plan_steps(job).rows(0)], changes
 
 
 def test_an_adapter_that_changes_nothing_is_refused(bench: Bench, tmp_path: Any) -> None:
@@ -223,7 +218,10 @@ def test_an_adapter_that_changes_nothing_is_refused(bench: Bench, tmp_path: Any)
     with pytest.raises(Refusal, match="not finite"):
         sft.save_adapter(replace(trained, state=broken), MethodSpec(rank=4), tmp_path / "broken", "tiny", None)
     with pytest.raises(Refusal, match="missing or unknown"):
-        sft.save_adapter(replace(trained, names=(*trained.names, "another")), MethodSpec(rank=4), tmp_path / "lost", "tiny", None)
+        sft.save_adapter(replace(trained, shapes={**trained.shapes, "another": (1,)}), MethodSpec(rank=4), tmp_path / "lost", "tiny", None)
+    name = next(iter(trained.shapes))
+    with pytest.raises(Refusal, match="another shape"):
+        sft.save_adapter(replace(trained, shapes={**trained.shapes, name: (3, 3)}), MethodSpec(rank=4), tmp_path / "shape", "tiny", None)
 
 
 def test_memory_that_runs_out_names_the_keys_to_change(bench: Bench) -> None:

@@ -134,7 +134,7 @@ class Steps:
         return bisect_right(self.starts, number) - 1
 
     def _build(self, epoch: int) -> _Epoch:
-        """One pass: order, steps, and in the first pass the step that needs most memory at the front."""
+        """One pass: order, steps, and in the first pass the step with the longest row at the front: memory fails there or never."""
         chance = np.random.default_rng([self.batching.seed, epoch])
         order = chance.permutation(len(self.lengths))
         if self.batching.grouped:
@@ -143,8 +143,8 @@ class Steps:
         if self.batching.grouped:
             bounds = [bounds[i] for i in chance.permutation(len(bounds))]
         if epoch == 0 and bounds:
-            costs = [self._step_cost(order[a:b]) for a, b in bounds]
-            bounds.insert(0, bounds.pop(costs.index(max(costs))))
+            weights = [(int(self.lengths[order[a:b]].max()), int(self.lengths[order[a:b]].sum())) for a, b in bounds]
+            bounds.insert(0, bounds.pop(weights.index(max(weights))))
         return _Epoch(order, bounds)
 
     def _rows_per_step(self) -> int:
@@ -164,10 +164,6 @@ class Steps:
             found.append((first, last))
             first = last
         return found
-
-    def _step_cost(self, rows: NDArray[np.int64]) -> tuple[int, int]:
-        micros = cut([int(r) for r in rows], self.lengths, self.batching)
-        return max(_cost(*_size(micro, self.lengths, self.batching.packed)) for micro in micros)
 
 
 def _by_length(order: NDArray[np.int64], lengths: NDArray[np.int64], window: int) -> NDArray[np.int64]:
