@@ -142,7 +142,11 @@ class Planner:
         precision = precision or self.precision
         attention = "eager" if way.attention == "eager" else "math" if way.plain else "flash"
         held = Way(attention, way.adapter_dtype, way.liger, way.checkpointing, way.offload, self.recipe.train.kernels.loss_chunk)
-        return Budget(self.base, self._adapt_slice, self._shape, precision, held, this_machine(precision.device), self.recipe.method.kind)
+        return Budget(self.base, self._adapt_slice, self._shape, precision, held, this_machine(precision.device), self.recipe.method.kind, self._traces)
+
+    @cached_property
+    def _traces(self) -> dict[Any, Any]:
+        return {}
 
     @cached_property
     def _shape(self) -> Any:
@@ -172,8 +176,7 @@ class Planner:
             def peak(size: int, checkpointing: bool, offload: bool) -> int:
                 return self._peak(replace(path, micro_tokens=size, checkpointing=checkpointing, offload=offload))
 
-            memory = this_machine(self.precision.device).memory_bytes + (library_bytes("cpu") if cpu else 0)
-            found = choose(peak, memory, asked, math.ceil(of_step / world_size()), longest, cpu)
+            found = choose(peak, this_machine(self.precision.device).memory_bytes, asked, math.ceil(of_step / world_size()), longest, cpu)
             return Fits(found.micro_tokens, found.checkpointing, found.offload, found.why)
 
         return decide
@@ -185,7 +188,7 @@ class Planner:
             return by_arithmetic(job.shape, self._micro(way), job.device, job.way, self.precision.quantised is not None)
         usual = Collator(self.pad_id, way.packed)([self.train[i] for i in micros[len(micros) // 2]])
         with attention_on(way), torch.random.fork_rng():
-            return timed(self.base, self._adapt_slice, lambda model: set_attention(model, way.attention), usual, job.shape, self.precision, job.way)
+            return timed(self.base, self._adapt_slice, lambda model: set_attention(model, way.attention), usual, job.shape, self.precision, job.way, len(steps))
 
     def _relief(self, way: TrainPath) -> str:
         """The recipe keys that save most memory, with how much by the plan."""
@@ -194,7 +197,10 @@ class Planner:
             ("train.micro_tokens", str(smaller), lambda: self._peak(replace(way, micro_tokens=smaller))),
             ("train.gradient_checkpointing", "true", lambda: self._peak(replace(way, checkpointing=True))),
             ("base.load", "nf4", lambda: self._peak(way, training_precision("nf4", self.precision.device))),
-            ("template.max_tokens", str(max(self.rows.lengths) // 2), lambda: self._peak(way)),
         ]
+        if self.recipe.method.rank and self.recipe.method.rank > 1 and self.parent is None:
+            half = self.recipe.method.model_copy(update={"rank": self.recipe.method.rank // 2})
+            thinner = replace(self, recipe=self.recipe.model_copy(update={"method": half}))
+            options.append(("method.rank", str(half.rank), lambda: thinner._peak(way)))
         found = relief(self._peak(way), options)
         return "; ".join(change.words() for change in found) or "a machine with more memory: no key of the recipe saves any"

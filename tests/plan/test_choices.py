@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tuner.errors import Refusal
-from tuner.plan.devices import DEVICES, GIB, available_memory, known_as, named
+from tuner.plan.devices import DEVICES, GIB, known_as, named, usable_memory
 from tuner.plan.fit import MICRO_TOKENS, Asked, choose, relief
 from tuner.plan.history import Correction, Kind, Past, beside, correction, past_runs
 
@@ -101,8 +101,8 @@ def test_an_unknown_device_is_refused_with_the_nearest_name() -> None:
     assert [d.name for d in named(["H200", " cpu"])] == [DEVICES["h200"].name, DEVICES["cpu"].name]
 
 
-def test_available_memory_is_some_of_what_is_there() -> None:
-    assert 2**28 < available_memory() < 2**45
+def test_usable_memory_is_some_of_what_is_there() -> None:
+    assert 2**28 < usable_memory() < 2**45
 
 
 # --- past runs -----------------------------------------------------------------------------------------------------

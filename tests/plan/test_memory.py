@@ -24,6 +24,12 @@ def adapt(model: Any, rank: int = 16) -> Any:
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=32, target_modules=LINEAR, task_type="CAUSAL_LM"))
 
 
+def attention_only(model: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+
+
 @pytest.fixture(scope="module")
 def tiny(tiny_base: Path) -> Base:
     return Base("tiny", tiny_base, "local folder", None, BaseSpec(model=str(tiny_base), sanity="off"))
@@ -169,3 +175,15 @@ def test_layers_of_several_kinds_are_followed_at_full_depth(tmp_path: Path) -> N
     assert seen.kept > 0
     model, _ = skeleton(base, adapt, 2)
     assert model.config.layer_types == kinds[:2]
+
+
+def test_a_base_that_cannot_be_followed_is_estimated_by_formula(tmp_path: Path) -> None:
+    """A mixture of experts whose routing depends on values: no traceback, and the plan says how it was estimated."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+                           num_local_experts=4)  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "moe")
+    base = Base("moe", tmp_path / "moe", "local folder", None, BaseSpec(model="moe"))
+    found = activations(base, attention_only, Micro(2, 16, 4), FP32, Way("flash", "float32"), 2)
+    assert not found.followed and found.kept == 2 * 2 * 34 * 32 * 32

@@ -15,18 +15,19 @@ from tuner.base import Base, Precision, training_precision
 from tuner.plan.devices import Device
 from tuner.plan.fit import ROOM
 from tuner.plan.history import Correction, Kind
-from tuner.plan.memory import Adapt, Micro, Shape, Way, activations, head_bytes
+from tuner.plan.memory import Adapt, Micro, Shape, Trace, Way, activations, head_bytes
 from tuner.plan.pace import Load, Pace, by_arithmetic
 from tuner.plan.spec import PlanSpec
 from tuner.plan.steps import StepCounts
 
-CUDA_CONTEXT_BYTES = 600_000_000
-LATER_LIBRARY_BYTES = 60_000_000  # what training imports after the plan was made (recipes/LOG.md)
+CUDA_CONTEXT_BYTES = 600_000_000  # assumed: no GPU was to hand
+LATER_LIBRARY_BYTES = 60_000_000  # what training imports after the plan was made; assumed, not measured
 # glibc's heap, beside the bytes alive: holes that later requests do not fit, as a share of what a forward pass without checkpointing would keep.
-# Five shapes of SmolLM2 on glibc 2.36: 0.60 to 0.91 without checkpointing, 0.48 to 0.56 with it (recipes/LOG.md).
-HEAP_HOLES = {False: 0.70, True: 0.45}
-ROUNDED_HEAP_HOLES = 0.30  # more of it where rounded weights are unpacked layer by layer: 0.91 and 1.13 in all
-GPU_SLACK = 0.03  # the caching allocator's blocks that no request fits, as a share of what is allocated
+# Over some twenty runs of SmolLM2 (glibc 2.36, 2026-11-20) it varied from 0.3 to 0.8 without checkpointing and from 0.3 to 0.55 with it. With blocks
+# mapped one by one (MALLOC_MMAP_THRESHOLD_) there are none, and the bytes alive are the peak within 2 %, but a step takes 2.3 times the CPU time.
+HEAP_HOLES = {False: 0.60, True: 0.35}
+ROUNDED_HEAP_HOLES = 0.40  # more where rounded weights are unpacked layer by layer: 0.9 to 1.13 in all, four runs
+GPU_SLACK = 0.03  # blocks of the caching allocator that no request fits, as a share of what is allocated; assumed
 PARTS = ("base", "adapters", "gradients", "optimizer", "activations", "logits", "workspace", "allocator", "libraries")
 
 
@@ -50,6 +51,14 @@ class Job:
     way: Way
     device: Device
     method: str
+    traces: dict[tuple[Micro, Precision, Way], Trace] = field(default_factory=dict, compare=False)  # passes followed already
+
+    def traced(self, micro: Micro, way: Way) -> Trace:
+        """What a pass holds (tuner.plan.memory), followed once."""
+        key = (micro, self.precision, way)
+        if key not in self.traces:
+            self.traces[key] = activations(self.base, self.adapt, micro, self.precision, way, self.shape.layers)
+        return self.traces[key]
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ def memory_parts(job: Job, micro: Micro, libraries: int) -> tuple[dict[str, int]
     shape, way, precision = job.shape, job.way, job.precision
     cpu = precision.device == "cpu"
     width = 4 if way.adapter_dtype == "float32" else 2
-    seen = activations(job.base, job.adapt, micro, precision, way, shape.layers)
+    seen = job.traced(micro, way)
     kept = 2 * seen.kept // max(shape.layers, 1) if way.offload else seen.kept
     logits = head_bytes(shape, micro, precision, way)
     parts = {
@@ -142,12 +151,13 @@ def _holes(job: Job) -> float:
 
 
 def _unchecked(job: Job, micro: Micro) -> int:
-    return activations(job.base, job.adapt, micro, job.precision, replace(job.way, checkpointing=False), job.shape.layers).kept
+    return job.traced(micro, replace(job.way, checkpointing=False)).kept
 
 
 def _how_memory(job: Job, micro: Micro, parts: dict[str, int]) -> dict[str, str]:
     shape, way, precision = job.shape, job.way, job.precision
     cpu = precision.device == "cpu"
+    followed = "followed tensor by tensor over layers without memory" if job.traced(micro, way).followed else "by formula: this base cannot be followed"
     cast = " with the frozen weights as autocast casts them" if precision.autocast and precision.autocast != precision.weights and not way.checkpointing else ""
     return {
         "base": f"{shape.linear:,} weights of linear layers at {precision.bytes_per_linear_weight:.4g} bytes, {shape.parameters - shape.linear:,} others at "
@@ -155,14 +165,14 @@ def _how_memory(job: Job, micro: Micro, parts: dict[str, int]) -> dict[str, str]
         "adapters": f"{shape.trainable:,} trainable weights in {way.adapter_dtype}",
         "gradients": "one for each trainable weight, of its kind",
         "optimizer": "two AdamW moments for each trainable weight, of its kind",
-        "activations": f"what a pass over {micro.rows} x {micro.width} tokens keeps for the backward pass{cast}, followed tensor by tensor over layers "
-        f"without memory: attention {way.attention}, checkpointing {'on' if way.checkpointing else 'off'}, Liger {'on' if way.liger else 'off'}"
+        "activations": f"what a pass over {micro.rows} x {micro.width} tokens keeps for the backward pass{cast}, {followed}: "
+        f"attention {way.attention}, checkpointing {'on' if way.checkpointing else 'off'}, Liger {'on' if way.liger else 'off'}"
         + ("; two layers of it: the rest is offloaded" if way.offload else ""),
         "logits": f"{min(micro.labelled, way.loss_chunk)} of {micro.labelled} labelled positions at a time x {shape.vocabulary:,} words, in fp32 twice",
         "workspace": "what the largest moment of a pass holds above that" + ("" if parts["workspace"] else ": less than the logits, which are gone by then"),
         "allocator": f"holes in the heap, {_holes(job):.0%} of what a pass without checkpointing keeps, measured on SmolLM2" if cpu
-        else f"{GPU_SLACK:.0%}: blocks of the caching allocator that no request fits",
-        "libraries": "resident now, after imports, and what training still imports" if cpu else "the CUDA context, measured elsewhere",
+        else f"{GPU_SLACK:.0%}: blocks of the caching allocator that no request fits, assumed",
+        "libraries": "resident now, after imports, and what training still imports" if cpu else "the CUDA context, assumed",
     }  # fmt: skip
 
 
@@ -197,7 +207,7 @@ def make_plan(job: Job, rows: Rows, counts: StepCounts, load: Load, epochs: floa
         largest_tokens=counts.largest_tokens, trainable_parameters=job.shape.trainable, base_parameters=job.shape.parameters,
         precision=str(job.precision), device=job.device.name, device_bytes=job.device.memory_bytes, method=job.method, attention=job.way.attention,
         checkpointing=job.way.checkpointing, adapter_dtype=job.way.adapter_dtype, memory_bytes=parts, peak_bytes=peak, needed_bytes=needed,
-        fits=needed <= ROOM * (job.device.memory_bytes + (libraries if cpu else 0)), tokens_per_second=tokens / max(corrected, 1e-9), seconds=corrected,
+        fits=needed <= ROOM * job.device.memory_bytes, tokens_per_second=tokens / max(corrected, 1e-9), seconds=corrected,
         cost=None if spec.price_per_hour is None else hours * spec.price_per_hour, energy_kwh=energy,
         energy_cost=None if energy is None or spec.price_per_kwh is None else energy * spec.price_per_kwh,
         uncorrected={"peak_bytes": reported, "seconds": seconds}, past_runs=past.runs,

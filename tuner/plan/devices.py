@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tuner.catalog import choose
 
@@ -43,7 +44,7 @@ def this_machine(device: str) -> Device:
     import torch
 
     if device == "cpu":
-        return Device(f"cpu ({os.cpu_count()} cores)", available_memory(), DEVICES["cpu"].flops, DEVICES["cpu"].bandwidth, None, True, 0.3, "timed instead")
+        return Device(f"cpu ({os.cpu_count()} cores)", usable_memory(), DEVICES["cpu"].flops, DEVICES["cpu"].bandwidth, None, True, 0.3, "timed instead")
     properties = torch.cuda.get_device_properties(device)
     known = known_as(properties.name, properties.total_memory)
     if known is None:
@@ -64,17 +65,17 @@ def named(names: Sequence[str], where: str = "--gpu") -> list[Device]:
     return [choose(DEVICES, name.strip().lower(), where, "device") for name in names]
 
 
-def available_memory() -> int:
-    """Bytes that a process may still take here: what the system calls available, or what its control group leaves."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def usable_memory() -> int:
+    """Bytes that a process may take here: all the machine has, or what its control group allows.
+
+    Not what is free this moment: a run must pick the same way again when it goes on after an interruption.
+    """
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), free)
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit, open("/sys/fs/cgroup/memory.current", encoding="ascii") as used:
-            words = limit.read().strip()
-            return free if words == "max" else min(free, int(words) - int(used.read()))
-    except (OSError, ValueError):
-        return free
+        words = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return whole
+    return min(whole, int(words)) if words.isdigit() else whole
 
 
 DEVICES: dict[str, Device] = {

@@ -21,7 +21,7 @@ from tuner.base import Base, Precision, load_model
 from tuner.plan.devices import Device
 from tuner.plan.memory import Adapt, Micro, Shape, Way
 
-TIMED_SECONDS = 2.0  # for all repeats together; at least REPEATS of each depth are timed
+TIMED_SECONDS = 2.0  # for all repeats together, and no more than a fiftieth of the run; at least REPEATS of each depth are timed
 REPEATS = 3
 SLICE_WORDS = 64  # rows of a slice's embedding: looking up is not what takes time
 
@@ -75,7 +75,9 @@ def by_arithmetic(shape: Shape, micro: Micro, device: Device, way: Way, quantise
     return Pace(flop / rate, forward / rate, head / rate, 0.0, update, how)
 
 
-def timed(base: Base, adapt: Adapt, prepare: Callable[[Any], None], inputs: dict[str, Any], shape: Shape, precision: Precision, way: Way) -> Pace:
+def timed(
+    base: Base, adapt: Adapt, prepare: Callable[[Any], None], inputs: dict[str, Any], shape: Shape, precision: Precision, way: Way, passes: float = 1e9
+) -> Pace:
     """The real thing on this device. `inputs` is a collated micro-batch of usual size (labels are ignored), `prepare(model)` switches a slice's
     kernels as those of the base will be, `adapt` attaches the adapter. Seconds are medians; depths take turns, so that a busy moment hits both."""
     tokens = int(inputs["input_ids"].numel())
@@ -89,7 +91,7 @@ def timed(base: Base, adapt: Adapt, prepare: Callable[[Any], None], inputs: dict
     for model in slices:
         _once(model, given, precision)  # memory pools fill and kernels are chosen
     began = time.perf_counter()
-    while len(seen[0]) < REPEATS or time.perf_counter() - began < TIMED_SECONDS:
+    while len(seen[0]) < REPEATS or time.perf_counter() - began < min(TIMED_SECONDS, passes * shape.layers / 2 * seen[1][0][0] / 50):
         for times, model in zip(seen, slices, strict=True):
             times.append(_once(model, given, precision))
     one, two = ([statistics.median(part) for part in zip(*times, strict=True)] for times in seen)
