@@ -11,7 +11,7 @@ import pytest
 from tuner.errors import Refusal
 from tuner.plan.devices import DEVICES, GIB, known_as, named, usable_memory
 from tuner.plan.fit import MICRO_TOKENS, Asked, choose, relief
-from tuner.plan.history import Correction, Kind, Past, beside, correction, past_runs
+from tuner.plan.history import Correction, Kind, Past, correction, past_runs
 
 KIND = Kind("H200", "bfloat16 weights, bfloat16 autocast", "lora", False)
 
@@ -146,8 +146,3 @@ def test_without_past_runs_nothing_is_corrected_or_said() -> None:
 def test_a_run_that_stopped_early_is_compared_with_its_part_of_the_plan(tmp_path: Path) -> None:
     manifest(tmp_path, 1, 1.0, 0.5, steps=20)  # 10 of 20 steps in half the time: as planned
     assert past_runs(tmp_path)[0].seconds == pytest.approx(1.0)
-
-
-def test_prediction_stands_beside_what_was_measured() -> None:
-    found = beside({"steps": 10, "seconds": 50.0, "peak_bytes": 1000}, {"steps": 10, "seconds": 60.0, "tokens": 5})
-    assert found == {"steps": {"predicted": 10, "measured": 10, "ratio": 1.0}, "seconds": {"predicted": 50.0, "measured": 60.0, "ratio": 1.2}}

@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 FARTHEST = 3.0  # a ratio beyond this, or below its inverse, is another job (a busy machine, a resumed run) and no lesson
 
@@ -76,9 +75,3 @@ def correction(runs: Sequence[Past], kind: Kind) -> Correction:
     if not same:
         return Correction()
     return Correction(statistics.median(run.peak for run in same), statistics.median(run.seconds for run in same), len(same))
-
-
-def beside(planned: dict[str, Any], measured: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Predicted, measured and their ratio, for the quantities that both hold: steps, tokens, seconds, tokens_per_second, peak_bytes."""
-    both = [key for key in ("steps", "tokens", "seconds", "tokens_per_second", "peak_bytes") if planned.get(key) and measured.get(key)]
-    return {key: {"predicted": planned[key], "measured": measured[key], "ratio": measured[key] / planned[key]} for key in both}
