@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="One recipe file in, one versioned LoRA adapter out, with its evidence. Exit codes: 0 good, 1 bug, 2 refused input, "
-    "3 evaluated and not better, 130/143 interrupted.",
+    "3 evaluated and not better, 4 a rank died or hung, 130/143 interrupted.",
 )  # fmt: skip
 
 out = Console(highlight=False)
@@ -254,6 +254,10 @@ def plan(
     from tuner.durable import json_text
     from tuner.plan.devices import named
 
+    from tuner.train.ranks import is_main
+
+    if not is_main():
+        return  # under a launcher the main rank alone speaks
     devices = [name for name in (gpu or "").split(",") if name]
     named(devices)  # a misspelt device is refused before the work
     loaded = _recipe(recipe, overrides, profile)
@@ -266,6 +270,73 @@ def plan(
     _say_plan(made.plan, with_how=True)
     for line in made.way.why:
         out.print(f"picked: {visible(line)}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def curve(
+    recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None, store: Store = None,
+    fractions: Annotated[str, typer.Option(help="shares of train, several, above 0 and up to 1")] = "0.1,0.25,0.5,1",
+    same: Annotated[str, typer.Option(help="what all parts get: epochs (of their own records), or steps (as many as all of train needs)")] = "epochs",
+) -> None:  # fmt: skip
+    """Does more data help? Trains on nested parts of train, grades each on validation, draws the curve. Finished parts are not trained again."""
+    from tuner.catalog import choose
+    from tuner.studies import curve as room
+
+    shares = room.fractions_of(fractions)
+    choose({"epochs": None, "steps": None}, same, "command line", "--same")
+    loaded = _recipe(recipe, overrides, profile)
+    with _Teller() as teller:
+        study = room.Study(loaded, overrides or [], profile, shares, Path(store or loaded.artifact.store), teller, cast("room.Same", same))
+        left = sum(part.done is None for part in study.parts)
+        out.print(f"curve: {len(study.parts)} runs, {left} of them to be trained: about {_minutes(study.seconds)} of training by the plan, then grading on "
+                  f"{len(study.judge.suite.items)} validation items", soft_wrap=True)  # fmt: skip
+        for part in study.parts:
+            size = f"{len(part.records):8,} records  about {part.steps:,} steps"
+            out.print(f"  {part.fraction:<6g}{size}  {visible(part.recipe.name)}", markup=False, soft_wrap=True)
+        found = study.run()
+    page = room.write(found, study.folder)
+    out.print(f"\n{found.metric} on {found.suite['n']} validation items, with 95 % intervals", style="bold", markup=False)
+    for point in found.points:
+        out.print(f"  {point.fraction:<6g}{point.records:8,} records  {_interval(point.value)}  {visible(point.version)}", markup=False, soft_wrap=True)
+    out.print(f"  best prompted base     {_interval(found.base)}  {visible(found.base['way'])}", markup=False, soft_wrap=True)
+    out.print(f"{visible(found.answer)}\nwritten: {_shown_path(page)}, curve.json", markup=False, soft_wrap=True)
+
+
+@app.command()
+def sweep(
+    recipe: RecipeFile,
+    varied: Annotated[list[str], typer.Argument(help="key=a,b,c for a list, key=low..high for a range (with --trials), key=value for all", show_default=False)],
+    profile: Profile = None, store: Store = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="search with Optuna for so many trials instead of trying every combination")] = None,
+    objective: Annotated[str, typer.Option(help="validation_loss, or a name from `tuner show metrics`, on validation")] = "validation_loss",
+    storage: Annotated[str | None, typer.Option(help="database URL of Optuna's study, so that several machines share it; default: a file")] = None,
+) -> None:  # fmt: skip
+    """Which settings are better? A grid of lists, or a search by Optuna; each trial is a version of its own. Start it twice to share the work."""
+    from tuner.errors import Problem
+    from tuner.studies.axes import plain_and_varied
+    from tuner.studies.sweep import Sweep, ranked
+
+    plain, lists = plain_and_varied(varied)
+    loaded = _recipe(recipe, plain, profile)
+    with _Teller() as teller:
+        study = Sweep(loaded, lists, plain, profile, Path(store or loaded.artifact.store), teller, trials=trials, objective=objective, storage=storage)
+        done = len(study.done())
+        out.print(f"sweep: {study.count} runs, {done} of them done: about {_minutes(study.seconds * max(study.count - done, 0) / study.count)} of training "
+                  f"by the plan; judged by {objective} on {len(study.judge.suite.items)} validation items", markup=False, soft_wrap=True)  # fmt: skip
+        found = ranked(study.run(), study.higher_is_better)
+    page = study.write()
+    out.print(f"\n{objective}, the best first", style="bold", markup=False)
+    for trial in found:
+        keys = ", ".join(f"{key} {json.dumps(value)}" for key, value in trial.keys.items())
+        value = f"failed: {trial.reason}" if trial.value is None else f"{trial.value:.4f}  {trial.version}"
+        out.print(f"  {trial.number + 1:4}  {visible(keys)}  {visible(value)}", markup=False, soft_wrap=True)
+    if len(found) < study.count:
+        out.print(f"  {study.count - len(found)} more are with other processes; the same command shows them when they are done", soft_wrap=True)
+    out.print(f"written: {_shown_path(page)}, sweep.json", markup=False, soft_wrap=True)
+    if not any(trial.value is not None for trial in found):
+        raise Refusal([Problem(str(recipe), f"trial {t.number + 1}", t.reason, "a trial that finishes", "vary other values") for t in found])
+    out.print(f"chosen on validation, so it looks better here than it is: tuner evaluate {found[0].version} {visible(str(recipe))} reads held_out, once",
+              markup=False, soft_wrap=True)  # fmt: skip
 
 
 @app.command()
@@ -814,10 +885,10 @@ def main() -> None:
     except Refusal as refusal:
         code = _refused(refusal)
     except (KeyboardInterrupt, typer.Abort):
-        err.print(f"interrupted; nothing half-done was published{AGAIN}", markup=False)
+        _say_ended("interrupted")
         code = Exit.INTERRUPTED
     except Terminated:
-        err.print(f"terminated; nothing half-done was published{AGAIN}", markup=False)
+        _say_ended("terminated")
         code = Exit.TERMINATED
     except Exception as error:
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -831,6 +902,13 @@ def main() -> None:
             err.print(escape("this is a bug in tuner, not in your data; please report the lines above with `tuner version`"))
             code = Exit.BUG
     sys.exit(int(code or 0))
+
+
+def _say_ended(how: str) -> None:
+    from tuner.train.ranks import is_main
+
+    if is_main():
+        err.print(f"{how}; nothing half-done was published{AGAIN}", markup=False)
 
 
 def _refused(refusal: Refusal) -> Exit:

@@ -41,6 +41,7 @@ from tuner.safe_text import quoted
 from tuner.template.conditions import content_conditions
 from tuner.template.row_cache import rows_from_main, rows_of
 from tuner.template.tokens import Encoder, Row, open_encoder
+from tuner.train import trackers
 from tuner.train.ranks import from_each, from_main, is_main, part, watched, world_size
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from tuner.train.checkpoint import Resume, RunFolder
     from tuner.train.sft import Job, Progress, Trained
     from tuner.train.stopping import Stopper
+    from tuner.train.trackers import Trackers
 
 
 class Listener(Protocol):
@@ -375,6 +377,7 @@ def run(
     An interrupted run of the same recipe goes on from its newest whole checkpoint, unless `restart` says otherwise.
     """
     restart = restart or GO_ON
+    trackers.refuse_missing(recipe.train.trackers, recipe.at("train", "trackers"))
     store = store or Path(recipe.artifact.store)
     ready = _ready(recipe, store, listener, reuse)
     if isinstance(ready, Run):
@@ -560,8 +563,25 @@ def _job(
         precision=planned.precision, path=planned.way, seed=recipe.seed, pad_id=prepared.encoder.pad_id, scratch=scratch, new_ids=prepared.encoder.new_ids,
         parent=None if parent is None else parent.folder, run=run,
         resume=None if resume is None else folder_in(resume.checkpoint.path, resume.checkpoint.step), stopper=stopper,
+        trackers=_trackers(prepared, store, run, resume, listener),
         relief=planned.relief, show=listener.training if is_main() else None,
     )  # fmt: skip
+
+
+def _trackers(prepared: Prepared | Handed, store: Path, run: RunFolder, resume: Resume | None, listener: Listener) -> Trackers | None:
+    """What watches this run besides train_log.jsonl, or None."""
+    recipe, step = prepared.recipe, 0 if resume is None else resume.checkpoint.step
+    if not recipe.train.trackers or not is_main():
+        return None
+    config = {
+        "seed": recipe.seed, "base.name": prepared.base.name, "base.load": recipe.base.load, "recipe_digest": recipe.digest,
+        **{f"records.{split}": len(rows) for split, rows in prepared.rows.items()},
+        **trackers.choices(recipe.template, "template."), **trackers.choices(recipe.method, "method."), **trackers.choices(recipe.train, "train."),
+        **{f"versions.{name}": number for name, number in library_versions().items()},
+    }  # fmt: skip
+    folder = trackers.folder_of(store)
+    tracked = trackers.Tracked(trackers.label_of(folder, recipe.name, run.path.name, step), folder, config, step)
+    return trackers.Trackers(recipe.train.trackers, tracked, lambda words: listener.stage("trackers", words))
 
 
 def _parent(prepared: Prepared | Handed, store: Path) -> Version | None:

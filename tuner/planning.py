@@ -29,25 +29,21 @@ from tuner.plan.pace import Pace, by_arithmetic, timed
 from tuner.plan.steps import Batching, Steps
 from tuner.recipe import Recipe
 from tuner.template.tokens import Row
-from tuner.train.kernels import Fits, TrainPath, choose_path, set_attention
+from tuner.train.kernels import Fits, TrainPath, choose_path, set_kernels
 from tuner.train.methods import METHODS, limits_of, refuse_impossible
-from tuner.train.ranks import world_size
+from tuner.train.ranks import will_shard, world_size
 from tuner.train.rows import Collator, loss_tokens
 from tuner.train.sft import attention_on
 from tuner.train.spec import MethodSpec
 
+ADALORA_STEPS = 4
 SHARDABLE = ("lora", "rslora", "lora_plus", "dora", "ia3")
-
-
-def uses_fsdp() -> bool:
-    """Will accelerate shard the base with FSDP, as its launcher says?"""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def is_sharded_launch() -> bool:
     """Will no rank hold the whole base: FSDP, or DeepSpeed's ZeRO-3?"""
     zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true" and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
-    return uses_fsdp() or zero
+    return will_shard() or zero
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ class Planner:
 
     @cached_property
     def precision(self) -> Precision:
-        return training_precision(self.recipe.base.load, pick_device(), uses_fsdp())
+        return training_precision(self.recipe.base.load, pick_device(), will_shard())
 
     @cached_property
     def rows(self) -> Rows:
@@ -100,6 +96,9 @@ class Planner:
         libraries = library_bytes(self.precision.device)
         way = self.way()
         job, steps = self._budget(way), self._steps(way)
+        if self.recipe.method.kind == "adalora" and len(steps) < ADALORA_STEPS:
+            refuse(self.recipe.at("method", "kind"), "method.kind", f"adalora for {len(steps)} steps", f"at least {ADALORA_STEPS}: ranks are cut on the way",
+                   "train longer, or use kind: lora")  # fmt: skip
         counts = steps.counts()
         validations = self._validations(steps)
         epochs = steps.epochs_after(len(steps))
@@ -188,7 +187,7 @@ class Planner:
             return by_arithmetic(job.shape, self._micro(way), job.device, job.way, self.precision.quantised is not None)
         usual = Collator(self.pad_id, way.packed)([self.train[i] for i in micros[len(micros) // 2]])
         with attention_on(way), torch.random.fork_rng():
-            return timed(self.base, self._adapt_slice, lambda model: set_attention(model, way.attention), usual, job.shape, self.precision, job.way, len(steps))
+            return timed(self.base, self._adapt_slice, lambda model: set_kernels(model, way), usual, job.shape, self.precision, job.way, len(steps))
 
     def _relief(self, way: TrainPath) -> str:
         """The recipe keys that save most memory, with how much by the plan."""

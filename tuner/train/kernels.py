@@ -16,11 +16,13 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tuner.base import Precision
 from tuner.errors import refuse
 from tuner.train.spec import TrainSpec
 
+LIGER = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}  # the loss is ours
 VARLEN = "tuner_varlen"  # our name in transformers' table of attentions
 SHORT_ROW_TOKENS = 192
 IMPLEMENTATIONS = {"sdpa": "sdpa", "eager": "eager", "varlen": VARLEN, "flex": "flex_attention"}
@@ -173,6 +175,25 @@ def set_attention(model: Any, attention: str) -> None:
     """Switch a loaded base to an attention of the recipe's words."""
     register_attentions()
     model.set_attn_implementation(IMPLEMENTATIONS[attention])
+
+
+def compile_layers(model: Any) -> int:
+    """torch.compile of every decoder layer by itself, in place; how many there were. A whole model with a fused loss fails in Dynamo (LOG.md)."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.compile(dynamic=True)
+    return len(layers)
+
+
+def set_kernels(model: Any, path: TrainPath) -> None:
+    """A loaded base as the path computes it: for timing it before the trainer, which switches Liger on by itself."""
+    set_attention(model, path.attention)
+    if path.liger:
+        from transformers.integrations.liger import apply_liger_kernel
+
+        apply_liger_kernel(model, LIGER)
+    if path.compiled:
+        compile_layers(model)
 
 
 def refuse_leaks(model: Any, packed: dict[str, torch.Tensor], alone: list[dict[str, torch.Tensor]], where: str) -> float:

@@ -36,13 +36,14 @@ from tuner.template.row_cache import lengths_of
 from tuner.template.tokens import Row
 from tuner.train import method_files, methods
 from tuner.train.checkpoint import RunFolder, apply_rates, rates_of
-from tuner.train.kernels import TrainPath, refuse_leaks, set_attention
+from tuner.train.kernels import LIGER, TrainPath, compile_layers, refuse_leaks, set_attention
 from tuner.train.loss import LossPath, completion_nats, loss_path
 from tuner.train.method_start import starting_factors
 from tuner.train.ranks import is_main, rank, world_size
 from tuner.train.rows import Collator, StepRows, StepTensors, loss_tokens, passes_of
 from tuner.train.spec import MethodSpec, TrainSpec
 from tuner.train.stopping import Heartbeat, Stopper
+from tuner.train.trackers import Trackers
 
 logger = logging.getLogger("tuner")
 
@@ -112,6 +113,7 @@ class Job:
     run: RunFolder | None = None
     resume: Path | None = None
     stopper: Stopper | None = None
+    trackers: Trackers | None = None
     heartbeat: Heartbeat | None = None
     relief: Callable[[], str] | None = None
     show: Callable[[Progress], None] | None = None
@@ -362,13 +364,13 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
 
     def _write(self, step: int, values: dict[str, float]) -> None:
-        """One line of train_log.jsonl, and the same to the trackers, under transformers' names."""
+        """One line of train_log.jsonl, and the same to the trackers."""
         trainer = self.trainer
         epoch, tokens = round(trainer.steps.epochs_after(step), 6), trainer.steps.tokens_after(step)
         entry = {**values, "step": step, "epoch": epoch, "tokens": tokens, "seconds": round(self.seconds, 3)}
         self.watched.log.append(entry)
-        if self.job.spec.trackers:
-            trainer.log({THEIRS[k]: v for k, v in values.items()} | {"num_tokens": tokens})
+        if self.job.trackers is not None:
+            self.job.trackers.log(entry)
 
     def _tell(self, step: int) -> None:
         if self.job.show is None or not self.trainer.accelerator.is_main_process:
@@ -379,7 +381,6 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self.job.show(Progress(step, len(steps), loss, tokens / max(since, 1e-9), since / max(step - self.first, 1) * (len(steps) - step)))
 
 
-THEIRS = {"loss": "loss", "learning_rate": "learning_rate", "gradient_norm": "grad_norm", "validation_loss": "eval_loss"}
 WATCHED, BEST, TRAINED = "watched.json", "best.safetensors", "trained.safetensors"
 
 
@@ -404,13 +405,13 @@ def train(job: Job, model: Any, tokenizer: PreTrainedTokenizerBase) -> Trained:
     """
     trainer = make_trainer(job, model, tokenizer)
     _reset_peak()
-    with _memory_refused(job), attention_on(job.path):
+    with _memory_refused(job), attention_on(job.path), job.trackers or nullcontext():
         trainer.loss_path = _loss_path(trainer)
         if job.path.packed:
             _refuse_leaks(trainer)
         trainer.train(resume_from_checkpoint=str(job.resume) if job.resume is not None else None)
-    if job.stopper is not None and job.stopper.agreed:
-        job.stopper.leave()
+        if job.stopper is not None and job.stopper.agreed:
+            job.stopper.leave()
     _account(trainer)
     state = trainer.best if job.spec.keep == "best" and trainer.best is not None else adapter_state(trainer)
     watched, steps = trainer.watched, trainer.state.global_step
@@ -427,6 +428,8 @@ def make_trainer(job: Job, model: Any, tokenizer: PreTrainedTokenizerBase) -> St
     steps = plan_steps(job)
     set_attention(model, job.path.attention)
     adapted = _attach(job, model, steps)
+    if job.path.compiled:
+        compile_layers(adapted)
     kept = {name: p.data for name, p in adapted.named_parameters() if p.requires_grad}
     trainer = StepTrainer(
         model=adapted, args=_arguments(job, len(steps)), train_dataset=_to_look_at(job.train), processing_class=deepcopy(tokenizer),
@@ -672,7 +675,7 @@ def _arguments(job: Job, steps: int) -> SFTConfig:
         eval_strategy="no",
         save_strategy="no",
         prediction_loss_only=True,
-        report_to=list(spec.trackers) or "none",
+        report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
@@ -681,9 +684,6 @@ def _arguments(job: Job, steps: int) -> SFTConfig:
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-
-
-LIGER = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}  # the loss is ours
 
 
 def _reset_peak() -> None:
