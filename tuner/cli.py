@@ -253,7 +253,6 @@ def plan(
     from tuner import pipeline
     from tuner.durable import json_text
     from tuner.plan.devices import named
-
     from tuner.train.ranks import is_main
 
     if not is_main():
