@@ -202,3 +202,20 @@ def test_a_killed_run_leaves_only_what_the_next_one_removes(recipe_file: Callabl
     again = tuner("train", "recipe.yaml", "train.max_steps=1", "--fresh", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert sorted(p.name for p in (tmp_path / "adapters" / "colours").iterdir()) == [".lock", "1"]
+
+
+def test_a_run_that_ended_before_grading_goes_on_with_it(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    recipe_file(evaluate={"max_new_tokens": 2, "resamples": 1000, "base_ways": ["zero_shot"]})
+    assert tuner("train", "recipe.yaml", cwd=tmp_path).returncode == 0
+    done = tuner("run", "recipe.yaml", cwd=tmp_path)
+    home = tmp_path / "adapters" / "colours"
+    assert done.returncode in (0, 3) and "not graded yet" in done.stderr, done.stderr
+    assert sorted(p.name for p in home.iterdir()) == [".lock", "1"] and len(list((home / "1" / "evaluations").iterdir())) == 1
+    again = tuner("run", "recipe.yaml", cwd=tmp_path)
+    assert again.returncode in (0, 3) and sorted(p.name for p in home.iterdir()) == [".lock", "1", "2"], again.stderr
+
+
+def test_what_only_validation_decides_is_refused_without_it(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    recipe_file(data={"task": "label", "train": "train.jsonl"})
+    refused = tuner("plan", "recipe.yaml", "train.keep=best", cwd=tmp_path)
+    assert refused.returncode == 2 and "no validation split" in refused.stderr

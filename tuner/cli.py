@@ -67,6 +67,8 @@ def run(
     fresh: Fresh = False, allow_changed: AllowChanged = None,
 ) -> None:  # fmt: skip
     """Check, train, publish a version, grade it against the prompted base, write the report. An interrupted run goes on by itself."""
+    if reuse and fresh:
+        refuse("command line", "--reuse", "--reuse and --fresh", "one of them", "leave one out")
     done = _pipeline(_recipe(recipe, overrides, profile), store, reuse=reuse, fresh=fresh, allow_changed=allow_changed)
     if done.version is not None:
         _say_run(done)

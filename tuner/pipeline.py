@@ -374,12 +374,12 @@ def run(
 ) -> Run:
     """The whole job. With `grade_after` false it stops at the published version; with `reuse` a finished equal run is returned instead.
 
-    An interrupted run of the same recipe goes on from its newest whole checkpoint, unless `restart` says otherwise.
+    An interrupted run of the same recipe goes on from its newest whole checkpoint, or with grading what it published, unless `restart` says otherwise.
     """
     restart = restart or GO_ON
     trackers.refuse_missing(recipe.train.trackers, recipe.at("train", "trackers"))
     store = store or Path(recipe.artifact.store)
-    ready = _ready(recipe, store, listener, reuse)
+    ready = _ready(recipe, store, listener, reuse, grade_after and not restart.fresh)
     if isinstance(ready, Run):
         return ready
     planned = _planned(ready, store, listener)
@@ -390,7 +390,7 @@ def run(
     return evaluate(ready, version, listener)
 
 
-def _ready(recipe: Recipe, store: Path, listener: Listener, reuse: bool) -> Prepared | Handed | Run:
+def _ready(recipe: Recipe, store: Path, listener: Listener, reuse: bool, grade_left: bool) -> Prepared | Handed | Run:
     """What this rank works on: the main rank reads, checks and tokenises for all, before it loads torch, and the others map its rows.
 
     A Run where there is nothing to do. Raises the main rank's Refusal on every rank.
@@ -398,22 +398,27 @@ def _ready(recipe: Recipe, store: Path, listener: Listener, reuse: bool) -> Prep
     made: list[Prepared | Run] = []
 
     def entry() -> Path | None:
-        made.append(_prepared_or_finished(recipe, store, listener, reuse))
+        made.append(_prepared_or_finished(recipe, store, listener, reuse, grade_left))
         return made[0].rows_and_entry[1] if isinstance(made[0], Prepared) else None
 
     rows = from_main(entry)
     return from_each(lambda: made[0] if made else Run(None) if rows is None else _handed(recipe, rows))
 
 
-def _prepared_or_finished(recipe: Recipe, store: Path, listener: Listener, reuse: bool) -> Prepared | Run:
+def _prepared_or_finished(recipe: Recipe, store: Path, listener: Listener, reuse: bool, grade_left: bool) -> Prepared | Run:
     ensure_folder(store / recipe.name)
     listener.stage("data", "reading and checking records")
     prepared = prepare(recipe, listener)
     listener.checked(prepared)
     prepared.checked.raise_if_refused()
-    if reuse and (finished := find_finished(prepared, store)) is not None:
+    finished = find_finished(prepared, store) if reuse else None
+    if finished is not None:
         listener.stage("reuse", f"{finished.version.label if finished.version else ''} is this recipe on this data, already graded: nothing to do")
         return finished
+    left = find_ungraded(prepared, store) if grade_left and prepared.splits.suites else None
+    if left is not None:
+        listener.stage("run", f"{left.label} was trained by this recipe and not graded yet: grading it (--fresh trains anew)")
+        return evaluate(prepared, left, listener)
     return prepared
 
 
@@ -452,38 +457,51 @@ GO_ON = Restart()
 
 
 def find_finished(prepared: Prepared, store: Path) -> Run | None:
-    """The latest graded version of the same recipe, data, base and library versions, if there is one."""
+    """The latest graded version of the same recipe, data, base, parent and library versions, if there is one."""
     from tuner.artifact.store import evaluations, versions
 
-    recipe_digest = prepared.recipe.digest
-    same = {
-        "recipe_digest": recipe_digest,
-        "name": prepared.recipe.name,
-        "splits": {s: prepared.splits.digest(s) for s in prepared.splits.records},
-        "versions": library_versions(),
-        "base": prepared.base.weight_digest,
-    }
+    wanted = _identity(prepared, store)
     for version, manifest in reversed(versions(store)):
-        if manifest is None or "recipe_digest" not in manifest:
-            continue
-        found = {
-            "recipe_digest": manifest["recipe_digest"],
-            "name": manifest["name"],
-            "splits": {s: facts["digest"] for s, facts in manifest["data"]["splits"].items()},
-            "versions": manifest["versions"],
-            "base": manifest["base"]["weight_digest"],
-        }
-        for evaluation in evaluations(version) if found == same else ():
+        for evaluation in evaluations(version) if _identity_said(manifest) == wanted else ():
             scores = json.loads((evaluation / "scores.json").read_text(encoding="utf-8"))
-            if scores["recipe_digest"] == recipe_digest:
+            if scores["recipe_digest"] == prepared.recipe.digest:
                 return Run(version, evaluation, scores)
     return None
+
+
+def find_ungraded(prepared: Prepared, store: Path) -> Version | None:
+    """The latest version of this name, where this recipe trained it and nothing has graded it: a run that ended between the two."""
+    from tuner.artifact.store import evaluations, versions
+
+    own = [(version, manifest) for version, manifest in versions(store) if version.name == prepared.recipe.name]
+    if not own or evaluations(own[-1][0]) or _identity_said(own[-1][1]) != _identity(prepared, store):
+        return None
+    return own[-1][0]
+
+
+def _identity(prepared: Prepared, store: Path) -> dict[str, Any]:
+    """What an adapter comes of, as a manifest says it."""
+    parent = _lineage(prepared, store)
+    return {
+        "recipe_digest": prepared.recipe.digest, "name": prepared.recipe.name, "splits": {s: prepared.splits.digest(s) for s in prepared.splits.records},
+        "versions": library_versions(), "base": prepared.base.weight_digest, "parent": parent and parent["manifest_digest"],
+    }  # fmt: skip
+
+
+def _identity_said(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
+    if manifest is None or "recipe_digest" not in manifest:
+        return None
+    parent = manifest.get("lineage", {}).get("parent")
+    return {
+        "recipe_digest": manifest["recipe_digest"], "name": manifest["name"],
+        "splits": {s: facts["digest"] for s, facts in manifest["data"]["splits"].items()},
+        "versions": manifest["versions"], "base": manifest["base"]["weight_digest"], "parent": parent and parent["manifest_digest"],
+    }  # fmt: skip
 
 
 def _train_and_publish(prepared: Prepared | Handed, planned: Planned, store: Path, listener: Listener, restart: Restart) -> Version | None:
     """Train in a folder of its own, from the beginning or from where an interrupted run was, and publish. Ranks but the main one get None."""
     from tuner.base import quiet_libraries
-    from tuner.train.sft import NotFinite
     from tuner.train.stopping import Stopper
 
     quiet_libraries()
@@ -492,11 +510,7 @@ def _train_and_publish(prepared: Prepared | Handed, planned: Planned, store: Pat
         listener.stage("run", note)
     with run, Stopper(lambda words: listener.stage("stop", words)) as stopper, tempfile.TemporaryDirectory(prefix="tuner-run-") as scratch:
         job = _job(prepared, planned, store, Path(scratch), run, resume, stopper, listener)
-        try:
-            version = _trained_version(prepared, planned, job, run, store, listener)
-        except NotFinite:
-            run.discard()  # it would come to the same number again
-            raise
+        version = _trained_version(prepared, planned, job, run, store, listener)
         if version is not None:
             run.discard()
         return version
@@ -510,7 +524,7 @@ def _open_run(prepared: Prepared | Handed, planned: Planned, store: Path, restar
     held: list[RunFolder] = []
 
     def opened() -> tuple[Path, str, Any, Any, Any]:
-        mark = _fingerprint(prepared, planned)
+        mark = _fingerprint(prepared, planned, store)
         folder, resume = open_run(runs_of(store), recipe.name, mark, fresh=restart.fresh, allow_changed=restart.allow_changed,
                                    keep=spec.keep_checkpoints)  # fmt: skip
         held.append(folder)
@@ -525,12 +539,14 @@ def _open_run(prepared: Prepared | Handed, planned: Planned, store: Path, restar
 
 
 def runs_of(store: Path) -> Path:
-    """Where interrupted runs are kept: beside the store."""
-    return store.absolute().parent / "runs"
+    """Where interrupted runs are kept: beside the store, apart from those of other stores there."""
+    whole = store.resolve()
+    return whole.parent / "runs" if whole.name == "adapters" else whole.parent / "runs" / whole.name
 
 
-def _fingerprint(prepared: Prepared | Handed, planned: Planned) -> Any:
+def _fingerprint(prepared: Prepared | Handed, planned: Planned, store: Path) -> Any:
     """Everything that decides which adapter comes out, to the bit."""
+    parent = _lineage(prepared, store)
     from tuner.train.checkpoint import fingerprint
 
     versions = {name: number for name, number in library_versions().items() if name not in ("datasets", "bitsandbytes") or prepared.recipe.base.load != "auto"}
@@ -538,7 +554,7 @@ def _fingerprint(prepared: Prepared | Handed, planned: Planned) -> Any:
         prepared.recipe.model_dump(mode="json"), data={s: _rows_digest(prepared.rows.get(s, [])) for s in ("train", "validation")},
         base={"weights": prepared.base.weight_digest}, tokenizer=prepared.encoder.tokenizer_digest, versions=versions, world_size=world_size(),
         hardware={"device": planned.precision.device.partition(":")[0], "precision": str(planned.precision)},
-        way={k: v for k, v in planned.way.as_dict().items() if k != "why"},
+        way={k: v for k, v in planned.way.as_dict().items() if k != "why"}, parent="none" if parent is None else parent["manifest_digest"],
     )  # fmt: skip
 
 
@@ -640,7 +656,7 @@ def _guarded(prepared: Prepared | Handed, planned: Planned, model: Any) -> dict[
     return guard_loss(prepared.base, model, [*texts, *(r.input_ids for r in prepared.rows["train"][:20])], planned.precision.device)
 
 
-def _lineage(prepared: Prepared, store: Path) -> dict[str, Any] | None:
+def _lineage(prepared: Prepared | Handed, store: Path) -> dict[str, Any] | None:
     """The parent of a continued adapter: its name, number and manifest digest."""
     from tuner.artifact.manifest import read_manifest
 

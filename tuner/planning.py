@@ -24,18 +24,19 @@ from tuner.plan.budget import Plan, Rows, combinations, kind_of, largest_micro, 
 from tuner.plan.devices import named, this_machine
 from tuner.plan.fit import Asked, choose, relief
 from tuner.plan.history import correction, past_runs
-from tuner.plan.memory import Micro, Way, model_shape
+from tuner.plan.memory import Micro, Way, model_shape, skeleton
 from tuner.plan.pace import Pace, by_arithmetic, timed
 from tuner.plan.steps import Batching, Steps
 from tuner.recipe import Recipe
 from tuner.template.tokens import Row
-from tuner.train.kernels import Fits, TrainPath, choose_path, set_kernels
+from tuner.train.kernels import Fits, TrainPath, attention_lacks, choose_path, set_kernels
 from tuner.train.methods import METHODS, limits_of, refuse_impossible
 from tuner.train.ranks import will_shard, world_size
 from tuner.train.rows import Collator, loss_tokens
 from tuner.train.sft import attention_on
 from tuner.train.spec import MethodSpec
 
+LIBRARIES = 800_000_000  # bytes of libraries, for choosing: what is resident now would make a second run choose otherwise
 ADALORA_STEPS = 4
 SHARDABLE = ("lora", "rslora", "lora_plus", "dora", "ia3")
 
@@ -87,9 +88,13 @@ class Planner:
         if is_sharded_launch() and recipe.method.kind not in SHARDABLE:
             refuse(recipe.at("method", "kind"), "method.kind", f"{recipe.method.kind} with a sharded base", "one of: " + ", ".join(SHARDABLE),
                    "use one of these, or train with DDP: the rest need whole weights or gradients on every rank")  # fmt: skip
+        if not self.validation and (spec.keep == "best" or spec.patience is not None or spec.validate_every_steps is not None):
+            refuse(recipe.at("train"), "train.keep, patience, validate_every_steps", "no validation split", "data.validation, or data.cut.validation",
+                   "give a validation split, or leave these keys out")  # fmt: skip
         limits = limits_of(recipe.method, bool(self.new_ids))
         cannot_pack = None if limits.packs else limits.reasons["packs"]
-        return choose_path(spec, self.precision, max(self.rows.lengths), cannot_pack, self._fits(limits.checkpoints), lambda key: recipe.at("train", key))
+        return choose_path(spec, self.precision, max(self.rows.lengths), cannot_pack, self._fits(limits.checkpoints), lambda key: recipe.at("train", key),
+                           attention_lacks(skeleton(self.base, lambda model: model, 1)[0]))  # fmt: skip
 
     def plan(self, store: Path | None = None, devices: Sequence[str] = ()) -> Planned:
         """The estimates, corrected by the past runs of `store`; with `devices`, what fits on those too."""
@@ -153,7 +158,7 @@ class Planner:
 
     def _peak(self, way: TrainPath, precision: Precision | None = None) -> int:
         """Bytes needed at the worst moment."""
-        parts, _ = memory_parts(self._budget(way, precision), self._micro(way), library_bytes(self.precision.device))
+        parts, _ = memory_parts(self._budget(way, precision), self._micro(way), LIBRARIES)
         return sum(parts.values())
 
     def _micro(self, way: TrainPath) -> Micro:
@@ -192,13 +197,14 @@ class Planner:
     def _relief(self, way: TrainPath) -> str:
         """The recipe keys that save most memory, with how much by the plan."""
         smaller = max(max(self.rows.lengths), way.micro_tokens // 2)
-        options: list[tuple[str, str, Callable[[], int]]] = [
-            ("train.micro_tokens", str(smaller), lambda: self._peak(replace(way, micro_tokens=smaller))),
-            ("train.gradient_checkpointing", "true", lambda: self._peak(replace(way, checkpointing=True))),
-            ("base.load", "nf4", lambda: self._peak(way, training_precision("nf4", self.precision.device))),
-        ]
-        if self.recipe.method.rank and self.recipe.method.rank > 1 and self.parent is None:
-            half = self.recipe.method.model_copy(update={"rank": self.recipe.method.rank // 2})
+        limits, method = limits_of(self.recipe.method, bool(self.new_ids)), self.recipe.method
+        options: list[tuple[str, str, Callable[[], int]]] = [("train.micro_tokens", str(smaller), lambda: self._peak(replace(way, micro_tokens=smaller)))]
+        if limits.checkpoints:
+            options.append(("train.gradient_checkpointing", "true", lambda: self._peak(replace(way, checkpointing=True))))
+        if "nf4" in limits.quantized:
+            options.append(("base.load", "nf4", lambda: self._peak(way, training_precision("nf4", self.precision.device))))
+        if method.rank and method.rank > 1 and self.parent is None and method.kind != "adalora":
+            half = method.model_copy(update={"rank": method.rank // 2})
             thinner = replace(self, recipe=self.recipe.model_copy(update={"method": half}))
             options.append(("method.rank", str(half.rank), lambda: thinner._peak(way)))
         found = relief(self._peak(way), options)

@@ -13,7 +13,7 @@ from tests.train.jobs import FP32, Bench
 from tuner.base import load_model
 from tuner.errors import Refusal
 from tuner.train import sft
-from tuner.train.kernels import Fits, choose_path, refuse_leaks, set_attention, varlen_attention
+from tuner.train.kernels import Fits, attention_lacks, choose_path, refuse_leaks, refuse_other_logits, set_attention, varlen_attention
 from tuner.train.loss import LossPath, completion_nats
 from tuner.train.rows import Collator
 from tuner.train.spec import TrainSpec
@@ -145,3 +145,43 @@ def test_packing_is_checked_on_the_base_before_the_first_step(bench: Bench) -> N
     model.forward = lambda *a, position_ids=None, **k: forward(*a, **k)
     with pytest.raises(Refusal, match="packed rows see each other"):
         sft.train(job, model, bench.tokenizer)
+
+
+@pytest.fixture
+def gemma(bench: Bench) -> Any:
+    """A tiny Gemma 2: it caps its attention scores, and has no sdpa by its own class."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(vocab_size=49152, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+                          head_dim=16, attn_logit_softcapping=0.05, pad_token_id=2)  # fmt: skip
+    return Gemma2ForCausalLM(config).eval()
+
+
+def test_a_base_that_does_more_in_its_attention_keeps_its_own(gemma: Any, bench: Bench) -> None:
+    """Varlen would leave the capping out: auto takes eager, and asking for varlen is refused, by the class, by the call and by the logits."""
+    lacks = attention_lacks(gemma)
+    assert set(lacks) >= {"sdpa", "varlen"} and attention_lacks(bench.model()) == {}
+    choose = lambda spec: choose_path(spec, FP32, 100, None, lambda _: Fits(2048, False, False), str, lacks)  # noqa: E731
+    way = choose(TrainSpec())
+    assert way.attention == "eager" and not way.packed and not way.plain
+    with pytest.raises(Refusal, match="caps its attention"):
+        choose(TrainSpec(kernels={"attention": "varlen"}))
+    with pytest.raises(Refusal, match="softcap"):
+        varlen_attention(torch.nn.Identity(), *[torch.randn(1, 2, 4, 8)] * 3, None, cu_seq_lens_q=torch.tensor([0, 4], dtype=torch.int32), max_length_q=4,
+                         softcap=0.05)  # fmt: skip
+    job = bench.job(batching="packed", kernels={"attention": "sdpa"})
+    with pytest.raises(Refusal, match=r"kernels\.attention"):
+        sft.make_trainer(job, gemma, bench.tokenizer)
+
+
+def test_a_switched_attention_that_gives_other_logits_is_refused() -> None:
+    before = torch.randn(1, 5, 100)
+    refuse_other_logits(before, before + 1e-5, "varlen")
+    with pytest.raises(Refusal, match="apart from the base's own"):
+        refuse_other_logits(before, before + 0.1 * torch.randn_like(before), "varlen")
+
+
+@pytest.mark.parametrize(("attention", "packed"), [("varlen", True), ("eager", False), ("sdpa", False)])
+def test_an_attention_by_name_decides_the_batching_that_goes_with_it(attention: str, packed: bool, bench: Bench) -> None:
+    assert path(bench, kernels={"attention": attention}).packed is packed

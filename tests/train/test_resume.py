@@ -107,3 +107,21 @@ def test_checkpoints_come_at_their_steps_and_hold_no_pickled_arguments(bench: Be
         names = {p.name for p in run.checkpoints()[0].rglob("*") if p.is_file()}
     assert "training_args.bin" not in names and not any(n.startswith("tokenizer") for n in names)
     assert {"trained.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "watched.json", "MANIFEST.json"} <= names
+
+
+def test_a_run_that_ran_out_of_patience_is_over_and_leaves_nothing_to_go_on_with(bench: Bench, tmp_path: Path) -> None:
+    rows = bench.prepared.rows["validation"]
+    wrong = [replace(r, input_ids=[5000 if x >= 0 else i for i, x in zip(r.input_ids, r.labels, strict=True)],
+                     labels=[5000 if x >= 0 else x for x in r.labels]) for r in rows]  # fmt: skip
+    run, _ = open_run(tmp_path / "runs", "r", Fingerprint({"a": "b"}))
+    with run:
+        trained = bench.train(bench.job(epochs=4.0, peak_learning_rate=2e-2, warmup_fraction=0.0, validate_every_steps=1, patience=2, checkpoint_every_steps=1,
+                                        parts={"run": run, "validation": wrong}))  # fmt: skip
+        assert trained.steps < 12 and max(int(p.name[5:]) for p in run.checkpoints()) < trained.steps
+
+
+def test_a_signal_in_the_last_step_publishes_what_is_finished(bench: Bench, tmp_path: Path) -> None:
+    run, _ = open_run(tmp_path / "runs", "r", Fingerprint({"a": "b"}))
+    with run:
+        job = bench.job(checkpoint_every_steps=0, parts={"run": run})
+        assert bench.train(stopped_after(job, 3)).steps == 3

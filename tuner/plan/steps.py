@@ -134,7 +134,7 @@ class Steps:
         return bisect_right(self.starts, number) - 1
 
     def _build(self, epoch: int) -> _Epoch:
-        """One pass: order, steps, and in the first pass the step with the longest row at the front: memory fails there or never."""
+        """One pass: order, steps, and in the first pass the step that needs most memory at the front."""
         chance = np.random.default_rng([self.batching.seed, epoch])
         order = chance.permutation(len(self.lengths))
         if self.batching.grouped:
@@ -143,9 +143,15 @@ class Steps:
         if self.batching.grouped:
             bounds = [bounds[i] for i in chance.permutation(len(bounds))]
         if epoch == 0 and bounds:
-            weights = [(int(self.lengths[order[a:b]].max()), int(self.lengths[order[a:b]].sum())) for a, b in bounds]
+            weights = [self._weight(self.lengths[order[a:b]]) for a, b in bounds]
             bounds.insert(0, bounds.pop(weights.index(max(weights))))
         return _Epoch(order, bounds)
+
+    def _weight(self, lengths: NDArray[np.int64]) -> tuple[int, int]:
+        """Orders steps by the memory of one pass over all their rows, the longest row second. A smaller `micro_tokens` cuts all of them to its own
+        size, so that passes differ by less than a row; it must not decide the order."""
+        longest, total = int(lengths.max()), int(lengths.sum())
+        return (total if self.batching.packed else longest * len(lengths)), longest
 
     def _rows_per_step(self) -> int:
         if self.batching.records_per_step is not None:

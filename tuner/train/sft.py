@@ -36,7 +36,7 @@ from tuner.template.row_cache import lengths_of
 from tuner.template.tokens import Row
 from tuner.train import method_files, methods
 from tuner.train.checkpoint import RunFolder, apply_rates, rates_of
-from tuner.train.kernels import LIGER, TrainPath, compile_layers, refuse_leaks, set_attention
+from tuner.train.kernels import IMPLEMENTATIONS, LIGER, TrainPath, compile_layers, refuse_leaks, refuse_other_logits, set_attention
 from tuner.train.loss import LossPath, completion_nats, loss_path
 from tuner.train.method_start import starting_factors
 from tuner.train.ranks import is_main, rank, world_size
@@ -319,7 +319,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         every = spec.validate_every_steps
         due = steps.ends_epoch(step) if every is None else step % every == 0 or step == len(steps)
         control.should_evaluate = bool(self.job.validation) and due
-        stopped = self._stop_wanted()
+        stopped = step < len(steps) and self._stop_wanted()  # after the last step there is nothing left to go on with
         often = checkpoint_interval(spec, len(steps))
         control.should_save = self.job.run is not None and step < len(steps) and (stopped or (often > 0 and step % often == 0))
         control.should_training_stop = control.should_training_stop or stopped or step >= len(steps)
@@ -361,7 +361,9 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             if spec.keep == "best":
                 self.trainer.best = adapter_state(self.trainer)
         if spec.patience is not None and watched.worse_passes >= spec.patience:
-            control.should_training_stop = True
+            control.should_training_stop, control.should_save = True, False  # this is the end, not a place to go on from
+            if self.job.stopper is not None:
+                self.job.stopper.agreed = None
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         """One line of train_log.jsonl, and the same to the trackers."""
@@ -403,21 +405,24 @@ def train(job: Job, model: Any, tokenizer: PreTrainedTokenizerBase) -> Trained:
     Raises Refusal when anything stops being a finite number or memory runs out, KeyboardInterrupt or Terminated when a signal ended it
     after a finished, saved step.
     """
-    trainer = make_trainer(job, model, tokenizer)
     _reset_peak()
     with _memory_refused(job), attention_on(job.path), job.trackers or nullcontext():
+        trainer = make_trainer(job, model, tokenizer)
         trainer.loss_path = _loss_path(trainer)
         if job.path.packed:
             _refuse_leaks(trainer)
         trainer.train(resume_from_checkpoint=str(job.resume) if job.resume is not None else None)
         if job.stopper is not None and job.stopper.agreed:
             job.stopper.leave()
-    _account(trainer)
-    state = trainer.best if job.spec.keep == "best" and trainer.best is not None else adapter_state(trainer)
+        _account(trainer)
+        state = trainer.best if job.spec.keep == "best" and trainer.best is not None else adapter_state(trainer)
+        if state is trainer.best and not is_sharded(trainer):
+            method_files.load_training_state(trainer.accelerator.unwrap_model(trainer.model), state)
+        largest_change = _largest_change(trainer)
     watched, steps = trainer.watched, trainer.state.global_step
     return Trained(
         model=trainer.accelerator.unwrap_model(trainer.model), state=state, shapes=trainer.shapes, sharded=is_sharded(trainer),
-        largest_change=_largest_change(trainer), is_main=trainer.accelerator.is_main_process, steps=steps,
+        largest_change=largest_change, is_main=trainer.accelerator.is_main_process, steps=steps,
         tokens=trainer.steps.tokens_after(steps), completion_tokens=_labelled(trainer, range(steps)), seconds=watched.seconds, peak_bytes=peak_bytes(),
         log=tuple(watched.log), kept_step=watched.best_step if state is trainer.best else steps, resumed_steps=tuple(watched.resumed_steps),
     )  # fmt: skip
@@ -426,7 +431,7 @@ def train(job: Job, model: Any, tokenizer: PreTrainedTokenizerBase) -> Trained:
 def make_trainer(job: Job, model: Any, tokenizer: PreTrainedTokenizerBase) -> StepTrainer:
     """The trainer over a finished PEFT model and finished steps; nothing has run yet."""
     steps = plan_steps(job)
-    set_attention(model, job.path.attention)
+    _switch_attention(job, model)
     adapted = _attach(job, model, steps)
     if job.path.compiled:
         compile_layers(adapted)
@@ -449,6 +454,18 @@ def make_trainer(job: Job, model: Any, tokenizer: PreTrainedTokenizerBase) -> St
         for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == name]:
             trainer.remove_callback(callback)
     return trainer
+
+
+def _switch_attention(job: Job, model: Any) -> None:
+    """The path's attention on the base, which must go on giving the logits of its own on a short row."""
+    if model.config._attn_implementation == IMPLEMENTATIONS[job.path.attention]:
+        return
+    batch = Collator(job.pad_id, job.path.packed)([_shortest(job)])
+    given = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items() if k != "labels"}
+    with torch.no_grad():
+        before = model(input_ids=given["input_ids"], use_cache=False).logits
+        set_attention(model, job.path.attention)
+        refuse_other_logits(before, model(**given, use_cache=False).logits, job.path.attention)
 
 
 def plan_steps(job: Job) -> Steps:
@@ -495,11 +512,16 @@ def _loss_path(trainer: StepTrainer) -> LossPath:
     """Chunked cross-entropy where it gives the model's own loss. Where the head will be sharded only the model itself can gather it."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     batch = Collator(trainer.job.pad_id, trainer.job.path.packed)([_shortest(trainer.job)])
+    batch["labels"] = batch["input_ids"].clone()  # every position: also those that this row has no loss on
     virtual = methods.virtual_tokens(model)
     if is_sharded(trainer):
         return LossPath(None, virtual)
+    training = model.training
+    model.eval()  # no dropout between the two that are compared
     with trainer.compute_loss_context_manager():
-        return loss_path(model, trainer._prepare_inputs(batch), trainer.job.spec.kernels.loss_chunk, virtual)
+        path = loss_path(model, trainer._prepare_inputs(batch), trainer.job.spec.kernels.loss_chunk, virtual)
+    model.train(training)
+    return path
 
 
 def _shortest(job: Job) -> Row:
