@@ -115,6 +115,7 @@ def test_curve_trains_each_part_once_grades_it_on_validation_and_never_reads_hel
     assert "colours.curve-0.5@1" in listed.stdout and "colours.curve-1@1" in listed.stdout
 
 
+@pytest.mark.slow
 def test_an_interrupted_curve_goes_on_without_training_a_finished_part_again(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     recipe = recipe_file()
     command = [sys.executable, "-m", "tuner", "curve", str(recipe), "--fractions", "0.25,1", "train.epochs=40", "train.records_per_step=2"]

@@ -121,6 +121,7 @@ def test_a_grid_publishes_a_version_a_trial_records_failed_ones_and_runs_none_tw
     assert studies(tmp_path)[0]["trials"] == study["trials"]
 
 
+@pytest.mark.slow
 @needs_optuna
 def test_two_processes_share_one_study_and_together_run_each_trial_once(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
@@ -140,6 +141,7 @@ def test_two_processes_share_one_study_and_together_run_each_trial_once(recipe_f
         assert database.execute("select state, count(*) from trials group by state").fetchall() == [("COMPLETE", 5)]
 
 
+@pytest.mark.slow
 @needs_optuna
 def test_a_trial_whose_process_was_killed_is_taken_up_again_with_its_settings(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tuner", "sweep", str(recipe_file()), "train.peak_learning_rate=1e-4..1e-2", "--trials", "2", "train.epochs=30",

@@ -90,6 +90,8 @@ class Left:
 @pytest.fixture(scope="module")
 def left(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Left:
     """Two real runs from a folder with a secret name, with a secret file name, record, system prompt, profile and comment."""
+    if not INSTALLED:
+        pytest.skip("no tracker is installed: what they are sent was not checked")
     folder = tmp_path_factory.mktemp("left") / PLANTED["path and file name"]
     folder.mkdir()
     recipe = planted_recipe(folder, tiny_base)
