@@ -148,7 +148,7 @@ def write_rows(entry: Path, rows: Rows) -> None:
     with staging(entry.parent) as stage:
         files = sorted({r.record.file for of in rows.values() for r in of})
         for name, array in zip(ARRAYS, _arrays(rows, files), strict=True):
-            np.save(stage / f"{name}.npy", array, allow_pickle=False)
+            np.save(stage / f"{name}.npy", np.asarray(array), allow_pickle=False)
         digests = {name: digest_file(stage / f"{name}.npy") for name in ARRAYS}
         about = {"schema": SCHEMA, "key": entry.name, "splits": list(rows), "files": files, "digests": digests}
         (stage / ABOUT).write_text(json.dumps({**about, "digest": digest_json(about)}), encoding="utf-8")
