@@ -319,7 +319,9 @@ def test_a_forked_worker_does_not_keep_its_parents_locks(tmp_path: Path) -> None
     with process(code, tmp_path) as child:
         child.send_signal(signal.SIGKILL)
         child.wait(timeout=30)
-        claim(tmp_path / "run.lock", "x").release()
+        found = claim(tmp_path / "run.lock", "x")
+        assert f"pid {child.pid} " in found.abandoned_by
+        found.release()
 
 
 def test_a_process_that_ended_and_was_not_waited_for_is_not_alive() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,3 +220,24 @@ def test_what_only_validation_decides_is_refused_without_it(recipe_file: Callabl
     recipe_file(data={"task": "label", "train": "train.jsonl"})
     refused = tuner("plan", "recipe.yaml", "train.keep=best", cwd=tmp_path)
     assert refused.returncode == 2 and "no validation split" in refused.stderr
+
+
+def test_a_run_that_ended_between_publishing_and_tidying_publishes_nothing_twice(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    """The checkpoints of a run killed after its version was renamed into place, put back as they were: the next run only removes them."""
+    recipe_file(train={"epochs": 400, "records_per_step": 8, "checkpoint_every_steps": 5, "log_every_steps": 1})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tuner", "train", "recipe.yaml"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    while not list((tmp_path / "runs").glob("colours/*/step-5")) and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    kept = shutil.copytree(tmp_path / "runs", tmp_path / "kept", copy_function=shutil.copy2)
+    first = tuner("train", "recipe.yaml", cwd=tmp_path)
+    assert first.returncode == 0 and not list((tmp_path / "runs").glob("colours/*/step-*")), first.stderr
+    shutil.copytree(kept, tmp_path / "runs", copy_function=shutil.copy2, dirs_exist_ok=True)
+    again = tuner("train", "recipe.yaml", cwd=tmp_path)
+    assert again.returncode == 0 and "only its checkpoints were left" in again.stderr, again.stderr
+    assert sorted(p.name for p in (tmp_path / "adapters" / "colours").iterdir()) == [".lock", "1"]
+    assert not list((tmp_path / "runs").glob("colours/*/step-*"))

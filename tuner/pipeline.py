@@ -508,12 +508,32 @@ def _train_and_publish(prepared: Prepared | Handed, planned: Planned, store: Pat
     run, resume = _open_run(prepared, planned, store, restart)
     for note in run.notes:
         listener.stage("run", note)
+    if resume is not None:
+        done: Version | None = from_main(lambda: _published_since(run, resume, store, prepared.recipe.name))
+        if done is not None:
+            listener.stage("run", f"{done.label} was published by it before it ended: only its checkpoints were left")
+            if is_main():
+                run.discard()
+            return done if is_main() else None
     with run, Stopper(lambda words: listener.stage("stop", words)) as stopper, tempfile.TemporaryDirectory(prefix="tuner-run-") as scratch:
         job = _job(prepared, planned, store, Path(scratch), run, resume, stopper, listener)
         version = _trained_version(prepared, planned, job, run, store, listener)
         if version is not None:
             run.discard()
         return version
+
+
+def _published_since(run: RunFolder, resume: Resume, store: Path, name: str) -> Version | None:
+    """The version that this very run published after its last checkpoint: it ended before it had removed them."""
+    from tuner.artifact.store import versions
+
+    saved = (resume.checkpoint.path / "MANIFEST.json").stat().st_mtime_ns
+    found: list[tuple[Version, dict[str, Any] | None]] = versions(store)
+    for version, manifest in reversed(found):
+        own = version.name == name and manifest is not None and manifest.get("lineage", {}).get("run") == run.path.name
+        if own and (version.folder / "manifest.json").stat().st_mtime_ns > saved:
+            return version
+    return None
 
 
 def _open_run(prepared: Prepared | Handed, planned: Planned, store: Path, restart: Restart) -> tuple[RunFolder, Resume | None]:

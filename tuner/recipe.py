@@ -368,7 +368,7 @@ def _problem(document: Document, entry: Mapping[str, Any]) -> Problem:
         names = re.findall(r"'([^']*)'", expected)
         return Problem(at, key, found, expected.replace("'", ""), suggestion(str(entry.get("input")), names))
     if kind == "value_error":
-        return Problem(at, key, found, str(entry["ctx"]["error"]), _wanted(place) or "see `tuner show recipe`")
+        return Problem(at, key, found, str(entry["ctx"]["error"]), "change it as said; `tuner show recipe FILE` prints every key with what it means")
     if kind in {"model_type", "dict_type"}:
         return Problem(at, key, found, "a section: indented lines of key: value", _wanted(place) or "see `tuner show recipe`")
     message = str(entry["msg"]).removeprefix("Input should be ")

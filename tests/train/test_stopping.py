@@ -92,7 +92,7 @@ def test_the_first_signal_lets_the_step_finish_and_save_and_exits_by_its_code(nu
         lines = said(child)
         assert child.returncode == code
         assert lines[0] == f"{number.name}: finishing this step, then saving a checkpoint; once more to leave at once"
-        assert re.fullmatch(r"saved \d+", lines[1]) and lines[2:] == ["stopped; run the same command again: it goes on from here", word]
+        assert re.fullmatch(r"saved \d+", lines[1]) and lines[2:] == ["stopped after this step; a checkpoint of it is kept", word]
 
 
 @pytest.mark.parametrize("kind", ["python", "waiting"])

@@ -87,7 +87,7 @@ class Stopper:
 
     def leave(self) -> NoReturn:
         """End a run that was stopped and has saved, by the way out of its signal: exit code 143 or 130."""
-        self.say("stopped; run the same command again: it goes on from here")
+        self.say("stopped after this step; a checkpoint of it is kept")
         _raise_for(self.agreed or self.wanted or signal.SIGTERM)
 
     def _heard(self, number: int, _frame: Any) -> None:
