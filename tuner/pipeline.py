@@ -532,7 +532,7 @@ def _published_since(run: RunFolder, resume: Resume, store: Path, name: str) -> 
     for version, manifest in reversed(found):
         own = version.name == name and manifest is not None and manifest.get("lineage", {}).get("run") == run.path.name
         if own and (version.folder / "manifest.json").stat().st_mtime_ns > saved:
-            return version
+            return Version(version.name, version.number, version.folder)
     return None
 
 
