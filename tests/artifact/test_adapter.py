@@ -209,3 +209,55 @@ def test_a_question_that_leaves_no_room_for_an_answer_is_refused(trained: tuple[
     adapter = tuner.load_adapter("colours@1", trained[0], base=tiny_base)
     with pytest.raises(Refusal, match="at most 1024"):
         adapter.answer("word " * 1020, 64)
+
+
+def test_divergences_equal_a_full_softmax_of_plain_peft(trained: tuple[Path, Path], tiny_base: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapter = tuner.load_adapter("colours@1", trained[0], base=tiny_base, load="fp32")
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32), trained[1]).eval()
+    texts = ["The quick brown fox jumps over it.", "Red and green.", "A text of quite another length, with more words than the first two of them."]
+    found = adapter.divergences(texts)
+    for text, one in zip(texts, found, strict=True):
+        ids = torch.tensor([adapter.encoder.tokenizer.encode(text).ids])
+        with torch.no_grad():
+            ours = plain(ids).logits[0, :-1].log_softmax(-1)
+            with plain.disable_adapter():
+                theirs = plain(ids).logits[0, :-1].log_softmax(-1)
+        wanted = ids[0, 1:]
+        assert one.tokens == len(wanted)
+        assert one.base_nats == pytest.approx(-float(sum(theirs[i, t] for i, t in enumerate(wanted))), rel=1e-4)
+        assert one.adapter_nats == pytest.approx(-float(sum(ours[i, t] for i, t in enumerate(wanted))), rel=1e-4)
+        assert one.kl_nats == pytest.approx(float((theirs.exp() * (theirs - ours)).sum()), rel=1e-3, abs=1e-5)
+        assert one.same_first == int((theirs.argmax(-1) == ours.argmax(-1)).sum())
+    assert any(one.kl_nats > 1e-4 for one in found)
+    questions = ["thing number 3 please", "what colour?"]
+    for question, one in zip(questions, adapter.prompt_divergences(questions), strict=True):
+        with torch.no_grad():
+            ours = plain(torch.tensor([adapter.prompt_ids(question)])).logits[0, -1].log_softmax(-1)
+            with plain.disable_adapter():
+                theirs = plain(torch.tensor([adapter.prompt_ids(question)])).logits[0, -1].log_softmax(-1)
+        assert (one.tokens, one.kl_nats) == (1, pytest.approx(float((theirs.exp() * (theirs - ours)).sum()), rel=1e-3, abs=1e-5))
+
+
+def test_token_losses_add_up_and_continuations_go_on_from_a_beginning(trained: tuple[Path, Path], tiny_base: Path) -> None:
+    adapter = tuner.load_adapter("colours@1", trained[0], base=tiny_base, load="fp32")
+    questions, answers = ["thing number 3 please", "thing number 14"], ["red", "a longer green answer"]
+    nats = adapter.token_nats(questions, answers)
+    assert [len(n) for n in nats] == [len(adapter.completion_ids(q, a)) for q, a in zip(questions, answers, strict=True)]
+    assert [sum(n) for n in nats] == pytest.approx([total for total, _ in adapter.losses(questions, answers)])
+    whole = adapter.greedy_ids([adapter.prompt_ids(q) for q in questions], 6)
+    beginnings = [ids[:1] for ids in whole]
+    assert [b + rest for b, rest in zip(beginnings, adapter.continuations(questions, beginnings, 5), strict=True)] == whole
+
+
+def test_without_system_leaves_out_the_recipes_system_prompt_and_nothing_else(trained: tuple[Path, Path], tiny_base: Path) -> None:
+    adapter = tuner.load_adapter("colours@1", trained[0], base=tiny_base, load="fp32")
+    said = adapter.encoder.decode(adapter.prompt_ids("hello"))
+    with adapter.without_system():
+        plain = adapter.encoder.tokenizer.decode(adapter.prompt_ids("hello"), skip_special_tokens=False)
+        own = adapter.prompt_ids([{"role": "system", "content": "Sing."}, {"role": "user", "content": "hello"}])
+    assert "Name it." in said and "Name it." not in plain and "hello" in plain
+    assert adapter.prompt_ids([{"role": "system", "content": "Sing."}, {"role": "user", "content": "hello"}]) == own
+    assert "Name it." in adapter.encoder.decode(adapter.prompt_ids("hello"))

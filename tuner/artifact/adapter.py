@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from tuner.artifact.divergence import Divergence
 from tuner.artifact.manifest import verify
 from tuner.artifact.store import Version, find
 from tuner.base import Base, BaseSpec, Precision, load_model, pick_device, quiet_libraries, resolve_base, serving_precision, widen
@@ -48,6 +49,7 @@ class Adapter:
         self.base_folder = base_folder
         self.allowed = allowed  # what differs from the training and was let through
         self._is_base = False
+        self._speaking = encoder
 
     def __repr__(self) -> str:
         return f"Adapter({self.version.label}, base {self.manifest['base']['name']}, {self.precision})"
@@ -67,21 +69,53 @@ class Adapter:
     def label_scores(self, questions: Sequence[Question], labels: Sequence[str], done: Done | None = None) -> torch.Tensor:
         """Log-probability (n, k) of each label, its stop token included, as the whole answer to each question (nats)."""
         prompts = [self.prompt_ids(q) for q in questions]
-        candidates = [self.encoder.completion_ids(as_messages(questions[0]), label) for label in labels]
+        candidates = [self.completion_ids(questions[0], label) for label in labels]
         self._refuse_too_long(prompts, max(len(c) for c in candidates))
         with self._adapter_state():
             return self.decoder.likelihoods(prompts, candidates, done)
 
     def losses(self, questions: Sequence[Question], answers: Sequence[str], done: Done | None = None) -> list[tuple[float, int]]:
         """(summed nats, tokens) of each given answer after its question, stop token included."""
-        pairs = [(self.prompt_ids(q), self.encoder.completion_ids(as_messages(q), a)) for q, a in zip(questions, answers, strict=True)]
+        return [(sum(nats), len(nats)) for nats in self.token_nats(questions, answers, done)]
+
+    def token_nats(self, questions: Sequence[Question], answers: Sequence[str], done: Done | None = None) -> list[list[float]]:
+        """Negative log-likelihood (nats) of each token of each given answer after its question, stop token included."""
+        pairs = [(self.prompt_ids(q), self.completion_ids(q, a)) for q, a in zip(questions, answers, strict=True)]
+        self._refuse_too_long([p + c for p, c in pairs], 0)
         with self._adapter_state():
-            sums = self.decoder.losses(pairs, done)
-        return [(total, len(completion)) for total, (_, completion) in zip(sums, pairs, strict=True)]
+            return self.decoder.token_nats(pairs, done)
+
+    def continuations(
+        self, questions: Sequence[Question], beginnings: Sequence[Sequence[int]], new_tokens: int, done: Done | None = None
+    ) -> list[list[int]]:  # fmt: skip
+        """The greedy `new_tokens` token ids after each question and the given beginning of its answer; fewer where it stops."""
+        prompts = [self.prompt_ids(q) + list(b) for q, b in zip(questions, beginnings, strict=True)]
+        self._refuse_too_long(prompts, new_tokens)
+        with self._adapter_state():
+            return self.decoder.greedy(prompts, new_tokens, done)
+
+    def divergences(self, texts: Sequence[str], done: Done | None = None) -> list[Divergence]:
+        """How base and adapter read each text, as plain text: every token but the first is predicted. Texts need two tokens."""
+        ids = [self.encoder.tokenizer.encode(t).ids for t in texts]
+        return self._divergences([(i[:1], i[1:]) for i in ids], done)
+
+    def prompt_divergences(self, questions: Sequence[Question], done: Done | None = None) -> list[Divergence]:
+        """How far apart base and adapter are on the first token of their answer to each question (its nats are those of stopping at once)."""
+        stop = min(self.encoder.stop_ids)
+        return self._divergences([(self.prompt_ids(q), [stop]) for q in questions], done)
+
+    def _divergences(self, pairs: list[tuple[list[int], list[int]]], done: Done | None) -> list[Divergence]:
+        self._refuse_too_long([p + c for p, c in pairs], 0)
+        found = self.decoder.divergences(pairs, done)
+        return [Divergence(len(c), *numbers) for (_, c), numbers in zip(pairs, found, strict=True)]
 
     def prompt_ids(self, question: Question) -> list[int]:
         """The token ids the model is given for a question."""
-        return self.encoder.prompt_ids(as_messages(question))
+        return self._speaking.prompt_ids(as_messages(question))
+
+    def completion_ids(self, question: Question, answer: str) -> list[int]:
+        """The token ids of `answer` as it would be trained after this question, stop token included."""
+        return self._speaking.completion_ids(as_messages(question), answer)
 
     def greedy_ids(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
         """Greedy answers to prompts that are token ids already, as token ids without their stop token."""
@@ -104,6 +138,15 @@ class Adapter:
             yield self
         finally:
             self._is_base = False
+
+    @contextlib.contextmanager
+    def without_system(self) -> Iterator[Adapter]:
+        """Inside, questions without a system prompt of their own get none: the recipe's is left out."""
+        self._speaking = self.encoder.without_system()
+        try:
+            yield self
+        finally:
+            self._speaking = self.encoder
 
     def _refuse_too_long(self, prompts: Sequence[list[int]], room: int) -> None:
         """A prompt that leaves no room for its answer in the base's context is refused, never cut."""

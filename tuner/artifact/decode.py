@@ -1,4 +1,4 @@
-"""Asking a model many questions at once: greedy answers, likelihoods of given answers, and losses.
+"""Asking a model many questions at once: greedy answers, likelihoods of given answers, losses, and how far adapter and base are apart.
 
 The tokens that all prompts of a call begin with (system prompt, worked examples) are run once and their keys and values shared; so are
 the virtual tokens of prompt learning, after which the bare base goes on.
@@ -73,19 +73,50 @@ class Decoder:
                 done(len(rows))
         return scores
 
-    @torch.inference_mode()
     def losses(self, pairs: Sequence[tuple[list[int], list[int]]], done: Callable[[int], None] | None = None) -> list[float]:
         """Summed negative log-likelihood (nats) of each completion after its prompt, teacher-forced."""
-        sums = [0.0] * len(pairs)
+        return [sum(nats) for nats in self.token_nats(pairs, done)]
+
+    @torch.inference_mode()
+    def token_nats(self, pairs: Sequence[tuple[list[int], list[int]]], done: Callable[[int], None] | None = None) -> list[list[float]]:
+        """Negative log-likelihood (nats) of each token of each completion after its prompt, teacher-forced."""
+        found: list[list[float]] = [[] for _ in pairs]
         prefix = self._common([p for p, _ in pairs])
         cache = self._prefill(prefix)
-        order = sorted(range(len(pairs)), key=lambda i: -(len(pairs[i][0]) + len(pairs[i][1])))
-        for rows in self._rows(order):
-            for row, value in zip(rows, self._batch_losses([pairs[i] for i in rows], len(prefix), cache), strict=True):
-                sums[row] = value
+        for rows in self._rows(_longest_first(pairs)):
+            logits, targets, sizes = self._teacher_forced([pairs[i] for i in rows], len(prefix), cache)
+            nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none").cpu()
+            for row, own in zip(rows, torch.split(nats, sizes), strict=True):
+                found[row] = own.tolist()
             if done is not None:
                 done(len(rows))
-        return sums
+        return found
+
+    @torch.inference_mode()
+    def divergences(self, pairs: Sequence[tuple[list[int], list[int]]], done: Callable[[int], None] | None = None) -> list[tuple[float, float, float, int]]:
+        """Base against adapter on each completion: summed nats of the base, of the adapter, KL(base ‖ adapter), and tokens on which both put the same first.
+
+        KL is over the whole vocabulary at every position that predicts a completion token, in nats. Batches are small: two (N, V) tables are held.
+        """
+        found: list[tuple[float, float, float, int]] = [(0.0, 0.0, 0.0, 0)] * len(pairs)
+        order = _longest_first(pairs)
+        size = min(self.batch, 8)
+        for rows in (order[start : start + size] for start in range(0, len(order), size)):
+            of = [pairs[i] for i in rows]
+            with self.model.disable_adapter():
+                theirs, targets, sizes = self._teacher_forced(of, 0, self._prefill([]))
+            ours, _, _ = self._teacher_forced(of, 0, self._prefill([]))
+            base, adapter = theirs.log_softmax(-1), ours.log_softmax(-1)
+            columns = (
+                -base.gather(1, targets[:, None])[:, 0], -adapter.gather(1, targets[:, None])[:, 0],
+                (base.exp() * (base - adapter)).sum(-1), (base.argmax(-1) == adapter.argmax(-1)).float(),
+            )  # fmt: skip
+            sums = [[float(part.sum()) for part in torch.split(column.double().cpu(), sizes)] for column in columns]
+            for at, row in enumerate(rows):
+                found[row] = (sums[0][at], sums[1][at], sums[2][at], int(sums[3][at]))
+            if done is not None:
+                done(len(rows))
+        return found
 
     # --- batches of prompts
 
@@ -201,7 +232,8 @@ class Decoder:
         later = said - torch.stack([row.float().logsumexp(-1) for row in out.logits])  # row by row: (B, T, V) in fp32 is large
         return first.index_add(1, owner, later)
 
-    def _batch_losses(self, pairs: list[tuple[list[int], list[int]]], shared: int, cache: Any) -> list[float]:
+    def _teacher_forced(self, pairs: list[tuple[list[int], list[int]]], shared: int, cache: Any) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Logits (N, V) in fp32 that predict every completion token, pair after pair; the tokens themselves (N,); how many are each pair's."""
         before = self.virtual_tokens + shared
         rows = [p[shared:] + c for p, c in pairs]
         longest = max(len(r) for r in rows)
@@ -217,10 +249,11 @@ class Decoder:
             logits = self.bare(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self._copies(cache, len(rows)), use_cache=cache is not None
             ).logits
-        targets = ids[:, 1:][wanted[:, :-1]]
-        nats = torch.nn.functional.cross_entropy(logits.squeeze(0).float(), targets, reduction="none")
-        owner = wanted.nonzero()[:, 0]
-        return torch.zeros(len(rows), device=self.device).index_add(0, owner, nats).tolist()
+        return logits.squeeze(0).float(), ids[:, 1:][wanted[:, :-1]], [len(c) for _, c in pairs]
+
+
+def _longest_first(pairs: Sequence[tuple[list[int], list[int]]]) -> list[int]:
+    return sorted(range(len(pairs)), key=lambda i: -(len(pairs[i][0]) + len(pairs[i][1])))
 
 
 def _last(ids: torch.Tensor) -> torch.Tensor:

@@ -94,6 +94,10 @@ class Encoder:
         """The same encoder, which takes nothing from a prompt: what is served is never cut."""
         return Encoder(self.tokenizer, self.template, self.stop_ids, self.spec.model_copy(update={"truncate": "never"}), self.name)
 
+    def without_system(self) -> Encoder:
+        """The same encoder, which adds no system prompt of the recipe's."""
+        return Encoder(self.tokenizer, replace(self.template, system=None), self.stop_ids, self.spec, self.name)
+
     # --- prompts and rows
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
