@@ -15,34 +15,27 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from tuner.errors import Exit, Refusal, Terminated, refuse
 from tuner.safe_text import visible
+from tuner.telling import Teller, err, for_terminal, interval_words, minutes, out, say_checked, say_parity, say_plan, say_run, shown_path
 
 if TYPE_CHECKING:
-    from tuner.artifact.parity import Parity
-    from tuner.data.findings import Finding
     from tuner.pipeline import Diagnosed, Run
-    from tuner.plan.budget import Plan
     from tuner.recipe import Recipe
-    from tuner.train.sft import Progress
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="One recipe file in, one versioned LoRA adapter out, with its evidence. Exit codes: 0 good, 1 bug, 2 refused input, "
     "3 evaluated and not better, 4 a rank died or hung, 130/143 interrupted.",
 )  # fmt: skip
-
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
 RecipeFile = Annotated[Path, typer.Argument(help="recipe file (YAML)", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="overrides, as key.path=value", show_default=False)]
@@ -71,7 +64,7 @@ def run(
         refuse("command line", "--reuse", "--reuse and --fresh", "one of them", "leave one out")
     done = _pipeline(_recipe(recipe, overrides, profile), store, reuse=reuse, fresh=fresh, allow_changed=allow_changed)
     if done.version is not None:
-        _say_run(done)
+        say_run(done)
         _exit_by_verdict(done)
 
 
@@ -82,7 +75,7 @@ def train(
     """Check, train and publish a version, without grading it."""
     done = _pipeline(_recipe(recipe, overrides, profile), store, grade_after=False, fresh=fresh, allow_changed=allow_changed)
     if done.version is not None:
-        out.print(f"published {done.version.label}  {_shown_path(done.version.folder)}", soft_wrap=True)
+        out.print(f"published {done.version.label}  {shown_path(done.version.folder)}", soft_wrap=True)
 
 
 @app.command()
@@ -93,12 +86,12 @@ def evaluate(name: Name, recipe: RecipeFile, overrides: Overrides = None, profil
 
     loaded = _recipe(recipe, overrides, profile)
     version = find(Path(store or loaded.artifact.store), name)
-    with _Teller() as teller:
+    with Teller() as teller:
         teller.stage("data", "reading and checking records")
         prepared = pipeline.prepare(loaded)
         prepared.checked.raise_if_refused()
         done = pipeline.evaluate(prepared, version, teller)
-    _say_run(done)
+    say_run(done)
     _exit_by_verdict(done)
 
 
@@ -119,7 +112,7 @@ def check(
     began = time.monotonic()
     recipe, is_bare = _recipe_or_files(targets, profile, with_base)
     _refuse_overwriting({"--findings": findings, "--html": html}, recipe)
-    with _Teller() as teller:
+    with Teller() as teller:
         diagnosed = _diagnosed(recipe, is_bare, with_base, teller)
     report = as_report(diagnosed.checked, diagnosed.accounts)
     if findings is not None:
@@ -131,10 +124,10 @@ def check(
     if as_json:
         sys.stdout.write(json_text(report))
     else:
-        _say_checked(diagnosed, seconds=time.monotonic() - began)
+        say_checked(diagnosed, seconds=time.monotonic() - began)
         for path in (findings, html):
             if path is not None:
-                out.print(f"written: {_shown_path(path)}", markup=False, soft_wrap=True)
+                out.print(f"written: {shown_path(path)}", markup=False, soft_wrap=True)
     if diagnosed.checked.errors:
         raise typer.Exit(Exit.REFUSED)
 
@@ -155,7 +148,7 @@ def _recipe_or_files(targets: list[str], profile: str | None, with_base: bool) -
     return recipe_for_files([t for t in targets if t not in overrides], overrides), True
 
 
-def _diagnosed(recipe: Recipe, is_bare: bool, with_base: bool, teller: _Teller) -> Diagnosed:
+def _diagnosed(recipe: Recipe, is_bare: bool, with_base: bool, teller: Teller) -> Diagnosed:
     from tuner import pipeline
 
     if is_bare:
@@ -193,7 +186,7 @@ def select(
     from tuner import pipeline
 
     loaded = _recipe(recipe, overrides, profile)
-    with _Teller() as teller:
+    with Teller() as teller:
         chosen = pipeline.select(loaded, count, drop_worst, output, teller)
     reasons = Counter(c.reason.split(":")[0] if c.rank else "left out: near a chosen one" if "asks nearly" in c.reason else c.reason for c in chosen.choices)
     for reason, number in reasons.most_common(12):
@@ -201,7 +194,7 @@ def select(
     out.print(f"mean cosine of every train prompt to its nearest chosen one: {chosen.kept_similarity:.3f}; of {count} drawn at random: "
               f"{chosen.random_similarity:.3f}",
               markup=False, soft_wrap=True)  # fmt: skip
-    out.print(f"written: {_shown_path(output)}/train.jsonl, reasons.jsonl, recipe.yaml", markup=False, soft_wrap=True)
+    out.print(f"written: {shown_path(output)}/train.jsonl, reasons.jsonl, recipe.yaml", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -243,7 +236,7 @@ def preview(
     page = preview_page(loaded.name, prepared.encoder, list(zip(picked, rows, strict=True)), {name: len(of) for name, of in records.items()})
     write_private(html.resolve(), page.html)
     left = f"; {page.left_out} of the records above are not on it, for its size" if page.left_out else ""
-    out.print(f"written: {_shown_path(html)} (not masked; only you may read it){left}", markup=False, soft_wrap=True)
+    out.print(f"written: {shown_path(html)} (not masked; only you may read it){left}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -268,7 +261,7 @@ def plan(
     if as_json:
         sys.stdout.write(json_text({**made.plan.as_dict(), "path": made.way.as_dict()}))
         return
-    _say_plan(made.plan, with_how=True)
+    say_plan(made.plan, with_how=True)
     for line in made.way.why:
         out.print(f"picked: {visible(line)}", markup=False, soft_wrap=True)
 
@@ -286,10 +279,10 @@ def curve(
     shares = room.fractions_of(fractions)
     choose({"epochs": None, "steps": None}, same, "command line", "--same")
     loaded = _recipe(recipe, overrides, profile)
-    with _Teller() as teller:
+    with Teller() as teller:
         study = room.Study(loaded, overrides or [], profile, shares, Path(store or loaded.artifact.store), teller, cast("room.Same", same))
         left = sum(part.done is None for part in study.parts)
-        out.print(f"curve: {len(study.parts)} runs, {left} of them to be trained: about {_minutes(study.seconds)} of training by the plan, then grading on "
+        out.print(f"curve: {len(study.parts)} runs, {left} of them to be trained: about {minutes(study.seconds)} of training by the plan, then grading on "
                   f"{len(study.judge.suite.items)} validation items", soft_wrap=True)  # fmt: skip
         for part in study.parts:
             size = f"{len(part.records):8,} records  about {part.steps:,} steps"
@@ -298,9 +291,9 @@ def curve(
     page = room.write(found, study.folder)
     out.print(f"\n{found.metric} on {found.suite['n']} validation items, with 95 % intervals", style="bold", markup=False)
     for point in found.points:
-        out.print(f"  {point.fraction:<6g}{point.records:8,} records  {_interval(point.value)}  {visible(point.version)}", markup=False, soft_wrap=True)
-    out.print(f"  best prompted base     {_interval(found.base)}  {visible(found.base['way'])}", markup=False, soft_wrap=True)
-    out.print(f"{visible(found.answer)}\nwritten: {_shown_path(page)}, curve.json", markup=False, soft_wrap=True)
+        out.print(f"  {point.fraction:<6g}{point.records:8,} records  {interval_words(point.value)}  {visible(point.version)}", markup=False, soft_wrap=True)
+    out.print(f"  best prompted base     {interval_words(found.base)}  {visible(found.base['way'])}", markup=False, soft_wrap=True)
+    out.print(f"{visible(found.answer)}\nwritten: {shown_path(page)}, curve.json", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -319,10 +312,10 @@ def sweep(
 
     plain, lists = plain_and_varied(varied)
     loaded = _recipe(recipe, plain, profile)
-    with _Teller() as teller:
+    with Teller() as teller:
         study = Sweep(loaded, lists, plain, profile, Path(store or loaded.artifact.store), teller, trials=trials, objective=objective, storage=storage)
         done = len(study.done())
-        out.print(f"sweep: {study.count} runs, {done} of them done: about {_minutes(study.seconds * max(study.count - done, 0) / study.count)} of training "
+        out.print(f"sweep: {study.count} runs, {done} of them done: about {minutes(study.seconds * max(study.count - done, 0) / study.count)} of training "
                   f"by the plan; judged by {objective} on {len(study.judge.suite.items)} validation items", markup=False, soft_wrap=True)  # fmt: skip
         found = ranked(study.run(), study.higher_is_better)
     page = study.write()
@@ -333,7 +326,7 @@ def sweep(
         out.print(f"  {trial.number + 1:4}  {visible(keys)}  {visible(value)}", markup=False, soft_wrap=True)
     if len(found) < study.count:
         out.print(f"  {study.count - len(found)} more are with other processes; the same command shows them when they are done", soft_wrap=True)
-    out.print(f"written: {_shown_path(page)}, sweep.json", markup=False, soft_wrap=True)
+    out.print(f"written: {shown_path(page)}, sweep.json", markup=False, soft_wrap=True)
     if not any(trial.value is not None for trial in found):
         raise Refusal([Problem(str(recipe), f"trial {t.number + 1}", t.reason, "a trial that finishes", "vary other values") for t in found])
     out.print(f"chosen on validation, so it looks better here than it is: tuner evaluate {found[0].version} {visible(str(recipe))} reads held_out, once",
@@ -359,7 +352,7 @@ def answer(
     adapter = load_adapter(name, store or "adapters", base=base)
     answers = adapter.answer_many([_question_of(row, i) for i, row in enumerate(rows, start=1)], max_new_tokens)
     if question is not None:
-        sys.stdout.write(_for_terminal(answers[0]) + "\n")
+        sys.stdout.write(for_terminal(answers[0]) + "\n")
         return
     text = "".join(json.dumps({**row, "answer": a}, ensure_ascii=False) + "\n" for row, a in zip(rows, answers, strict=True))
     if output is None:
@@ -402,8 +395,8 @@ def parity(
     if as_json:
         sys.stdout.write(json_text(facts))
     else:
-        _say_parity(found)
-        out.print(f"written: {_shown_path(kept / 'parity.json')}", markup=False, soft_wrap=True)
+        say_parity(found)
+        out.print(f"written: {shown_path(kept / 'parity.json')}", markup=False, soft_wrap=True)
     if not found.holds:
         raise typer.Exit(Exit.NOT_BETTER)
 
@@ -484,10 +477,10 @@ def _show_version(name: str, store: str | None, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
         return
-    sys.stdout.write(_for_terminal((found.folder / "README.md").read_text(encoding="utf-8")))
+    sys.stdout.write(for_terminal((found.folder / "README.md").read_text(encoding="utf-8")))
     evaluation = latest_evaluation(found)
     if evaluation is not None:
-        sys.stdout.write("\n" + _for_terminal((evaluation / "report.md").read_text(encoding="utf-8")))
+        sys.stdout.write("\n" + for_terminal((evaluation / "report.md").read_text(encoding="utf-8")))
 
 
 def _checks() -> Iterator[tuple[str, str]]:
@@ -586,95 +579,7 @@ def _question_of(row: dict[str, Any], number: int) -> Any:
     return question
 
 
-# --- speaking ------------------------------------------------------------------------------------------------------
-
-
-class _Teller:
-    """Tells the terminal what a run is doing: one bar at a time; without a terminal, a line every ten seconds."""
-
-    QUIET_SECONDS = 10.0
-
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.bar = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[rate]}", markup=False), TimeRemainingColumn(), console=err, transient=True,
-        )  # fmt: skip
-        self.task: Any = None
-        self.what = ""
-        self.began_what = ("", 0.0)
-        self.spoke = 0.0
-        self.began = time.monotonic()
-
-    def __enter__(self) -> _Teller:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def stage(self, name: str, say: str) -> None:
-        self._close()
-        err.print(f"[{time.monotonic() - self.began:6.1f} s] {name}: {visible(say)}", markup=False, soft_wrap=True)
-
-    def checked(self, prepared: Diagnosed) -> None:
-        self._close()
-        _say_checked(prepared, brief=True)
-
-    def reading(self, file: str, bytes_read: int) -> None:
-        self._later("reading", visible(file), bytes_read / 1e6, None, "MB")
-
-    def checking(self, what: str, done: int, total: int) -> None:
-        if what == "records":
-            self._later("checking", "records", done, total, "records")
-        else:
-            self._later("comparing", what, done, total, "")
-
-    def _later(self, what: str, detail: str, done: float, total: int | None, unit: str) -> None:
-        """Moves the bar, once this piece of work has taken two seconds."""
-        now = time.monotonic()
-        if what != self.began_what[0]:
-            self.began_what = (what, now)
-        spent = now - self.began_what[1]
-        if spent > 2:
-            left = None if total is None or not done or not unit else spent * (total - done) / done
-            rate = f"{detail}, {done / spent:,.0f} {unit}/s" if unit else detail
-            self._move(what, int(done), total if total is not None else int(done), rate, left)
-
-    def planned(self, plan: Plan) -> None:
-        _say_plan(plan, with_how=False)
-
-    def picked(self, why: Sequence[str]) -> None:
-        for line in why:
-            out.print(f"picked: {visible(line)}", style="dim", markup=False, soft_wrap=True)
-
-    def training(self, progress: Progress) -> None:
-        loss = "" if progress.loss is None else f"loss {progress.loss:.3f}, "
-        self._move("training", progress.step, progress.steps, f"{loss}{progress.tokens_per_second:.0f} tokens/s", progress.seconds_left)
-
-    def grading(self, what: str, done: int, total: int) -> None:
-        self._move("grading", done, total, visible(what), None)
-
-    def _move(self, what: str, done: int, total: int, rate: str, seconds_left: float | None) -> None:
-        if not err.is_terminal:
-            now = time.monotonic()
-            if now - self.spoke > self.QUIET_SECONDS or done == total:
-                self.spoke = now
-                left = "" if seconds_left is None or done == total else f", {seconds_left:.0f} s left"
-                err.print(f"[{now - self.began:6.1f} s] {what} {done}/{total}, {rate}{left}", markup=False, soft_wrap=True)
-            return
-        if what != self.what:
-            self._close()
-            self.what = what
-            self.task = self.bar.add_task(what, total=total, rate=rate)
-            self.bar.start()
-        self.bar.update(self.task, completed=done, total=total, rate=rate)
-
-    def _close(self) -> None:
-        if self.task is not None:
-            self.bar.stop()
-            self.bar.remove_task(self.task)
-            self.task, self.what = None, ""
+# --- running ------------------------------------------------------------------------------------------------------------
 
 
 def _pipeline(
@@ -687,7 +592,7 @@ def _pipeline(
     how: dict[str, Any] = {"grade_after": grade_after, "reuse": reuse, "restart": pipeline.Restart(fresh, tuple(allow_changed or ()))}
     if not is_main():
         return pipeline.run(recipe, Path(store) if store else None, **how)
-    with _Teller() as teller:
+    with Teller() as teller:
         return pipeline.run(recipe, Path(store) if store else None, teller, **how)
 
 
@@ -698,157 +603,9 @@ def _note_single_process() -> None:
                   "--num_processes N -m tuner …` (its name for torchrun). Going on with one; the result is the same, slower.", markup=False)  # fmt: skip
 
 
-def _say_checked(diagnosed: Diagnosed, brief: bool = False, seconds: float | None = None) -> None:
-    """Accounts of the files, counts, the five groups that matter most; then, unless `brief`, every group with its first ten places."""
-    from tuner.data.summary import groups, summary
-
-    checked = diagnosed.checked
-    whole = summary(checked)
-    counts = ", ".join(f"{whole[f'{word}s']} {word}{'' if whole[f'{word}s'] == 1 else 's'}" for word in ("error", "warning", "note"))
-    used = ", ".join(f"{split} {count}" for split, count in whole["records"].items())
-    took = "" if seconds is None else f"; {seconds:.1f} s"
-    nothing = " - nothing to mend" if not checked.findings else ""
-    out.print(f"{counts} in {sum(whole['records'].values())} records ({visible(used)}){nothing}{took}", style="bold", markup=False, soft_wrap=True)
-    for account in diagnosed.accounts:
-        reasons = ", ".join(f"{name} {count}" for name, count in account["reasons"].items())
-        why = f" ({reasons})" if reasons else ""
-        said = f"read {account['read']} = kept {account['kept']} + dropped {account['dropped']}{why} + rejected {account['rejected']}"
-        out.print(f"{visible(account['split']):18} {said}  {visible(account['file'])}", markup=False, soft_wrap=True)
-    if whole["redacted"]:
-        out.print("redacted: " + ", ".join(f"{kind} {count}" for kind, count in whole["redacted"].items()), markup=False, soft_wrap=True)
-    for split, counts in whole["tokens"].items():
-        (p50, p95, most), (c50, c95, longest) = counts["prompt"], counts["completion"]
-        out.print(
-            f"tokens of {visible(split)}: prompt median {p50}, 95 % under {p95}, longest {most}; completion {c50}, {c95}, {longest}",
-            markup=False,
-            soft_wrap=True,
-        )
-    found = groups(checked.findings)
-    if found and not brief:
-        out.print("\nwhat matters most", style="bold")
-        for group in found[:5]:
-            first = group.findings[0]
-            out.print(f"  {group.severity:8}{group.check} ({group.code.lower()}): {group.count}", style=_STYLE[group.severity], markup=False, soft_wrap=True)
-            out.print(f"          {visible(first.where)}: {visible(first.found, 160)}\n          {visible(first.fix)}", markup=False, soft_wrap=True)
-    for group in found:
-        shown = group.findings[: 0 if brief else 10]  # what refuses a run is printed once, by the refusal
-        rest = f", the first {len(shown)} of them" if 0 < len(shown) < group.count else ""
-        out.print(
-            f"{'' if brief else chr(10)}{group.severity:8}{group.check} {group.code}: {group.count}{rest}",
-            style=None if brief else "bold",
-            markup=False,
-            soft_wrap=True,
-        )
-        for finding in shown:
-            _say_finding(finding)
-
-
-_STYLE = {"error": "red", "warning": "yellow", "note": "dim"}
-
-
-def _say_finding(finding: Finding) -> None:
-    for line in finding.problem().lines().splitlines():
-        out.print(f"  {visible(line)}", markup=False, soft_wrap=True)
-
-
-def _say_plan(plan: Plan, with_how: bool) -> None:
-    per_step = plan.tokens / max(plan.steps, 1)
-    out.print(
-        f"plan: {plan.records} records, {plan.tokens_per_epoch} tokens an epoch ({plan.loss_tokens_per_epoch} carry loss), longest row "
-        f"{plan.longest_row_tokens}; {plan.steps} steps of about {per_step:.0f} tokens, {plan.padding:.1%} of what is computed is padding", soft_wrap=True,
-    )  # fmt: skip
-    price = "" if plan.cost is None else f", cost {plan.cost:.2f}"
-    energy = "" if plan.energy_kwh is None else f", {plan.energy_kwh:.3f} kWh" + ("" if plan.energy_cost is None else f" for {plan.energy_cost:.2f}")
-    out.print(
-        f"plan: {plan.trainable_parameters:,} trainable beside {plan.base_parameters:,} frozen parameters; {plan.precision}; about "
-        f"{plan.needed_bytes / 1e9:.1f} of {plan.device_bytes / 1e9:.1f} GB on {visible(plan.device)}{'' if plan.fits else ', WHICH DOES NOT FIT'}, and "
-        f"{_minutes(plan.seconds)} of training at {plan.tokens_per_second:.0f} tokens/s{price}{energy}", soft_wrap=True,
-    )  # fmt: skip
-    if with_how:
-        for part, size in plan.memory_bytes.items():
-            out.print(f"  {part:12} {size / 1e6:10.1f} MB  {plan.how.get(part, '')}", markup=False, soft_wrap=True)
-        for name in (n for n in plan.how if n not in plan.memory_bytes):
-            out.print(f"  {name}: {plan.how[name]}", markup=False, soft_wrap=True)
-    if plan.combinations:
-        _say_combinations(plan)
-
-
-def _say_combinations(plan: Plan) -> None:
-    """Devices by how the base is held and checkpointing: does it fit, in what, how long."""
-    out.print(f"\n{'device':32} {'base':5} {'checkpointing':14} {'fits':5} {'needs':>9} {'of':>9} {'time':>10} {'cost':>9}", style="bold", soft_wrap=True)
-    for c in plan.combinations:
-        cost = "" if c["cost"] is None else f"{c['cost']:.2f}"
-        words = (
-            f"{c['device']:32} {c['load']:5} {'on' if c['checkpointing'] else 'off':14} {'yes' if c['fits'] else 'no':5} "
-            f"{c['needed_bytes'] / 1e9:6.1f} GB {c['device_bytes'] / 1e9:6.1f} GB {_minutes(c['seconds']):>10} {cost:>9}"
-        )
-        out.print(words, style=None if c["fits"] else "dim", markup=False, soft_wrap=True)
-    for first in {c["device"]: c for c in reversed(plan.combinations)}.values():
-        out.print(f"  time on {first['device']}: {first['how']}", markup=False, soft_wrap=True)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-
-
-def _say_parity(found: Parity) -> None:
-    first = found.ways[0]
-    for way, count in found.equal.items():
-        equal = count == found.conversations
-        out.print(f"{way:22} {count} of {found.conversations} prompts have the ids of {first}", style="green" if equal else "red", markup=False, soft_wrap=True)
-    for difference in found.differences[:10]:
-        ours, theirs = difference.ways
-        out.print(
-            f"\nconversation {difference.conversation + 1}, token {difference.position + 1}: {difference.guess}", style="bold", markup=False, soft_wrap=True
-        )
-        out.print(f"  {ours}: {visible(difference.ours)}\n  {theirs}: {visible(difference.theirs)}", markup=False, soft_wrap=True)
-    if found.answers is not None:
-        a = found.answers
-        where = "" if a.first_difference is None else f", the first difference at token {a.first_difference + 1}"
-        out.print(
-            f"greedy answers, {found.engine} at {found.weights} beside transformers at fp32: {a.identical} of {a.prompts} identical{where}", soft_wrap=True
-        )
-        out.print(f"largest logit difference {a.largest_logit_difference:.2g}; same first token {a.same_first_token} of {a.prompts}", soft_wrap=True)
-
-
-def _say_run(done: Run) -> None:
-    if done.version is None:
-        return
-    out.print(f"\npublished {done.version.label}  {_shown_path(done.version.folder)}", markup=False, soft_wrap=True)
-    if done.evaluation is None:
-        return
-    primary = done.scores["primary"]
-    out.print(f"{primary} with 95 % intervals, against the best of the base's prompts on the same items:", markup=False, soft_wrap=True)
-    for name, suite in done.scores["suites"].items():
-        found = suite["differences"][primary]
-        ours, theirs = suite["values"]["adapter"][primary], suite["values"][found["baseline"]][primary]
-        out.print(
-                  f"  {visible(name):14} n {suite['n']:4}  base {_interval(theirs)}  adapter {_interval(ours)}  "
-                  f"difference {found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]  {found['verdict']}",
-                  markup=False, soft_wrap=True)  # fmt: skip
-    out.print(f"verdict: {done.verdict}", style="bold", markup=False)
-    out.print(f"report: {_shown_path(done.evaluation / 'report.html')}", markup=False, soft_wrap=True)
-
-
-def _interval(estimate: dict[str, Any]) -> str:
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
-
-
 def _exit_by_verdict(done: Run) -> None:
     if done.scores and done.verdict != "better":
         raise typer.Exit(Exit.NOT_BETTER)
-
-
-def _shown_path(path: Path) -> str:
-    """Relative to the working folder where that is shorter."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
-def _for_terminal(text: str) -> str:
-    return "\n".join(visible(line) for line in text.split("\n"))
 
 
 # --- the way out ---------------------------------------------------------------------------------------------------

@@ -103,8 +103,10 @@ def command_line(folder: Path, *words: str) -> None:
     from rich.console import Console
 
     import tuner.cli
+    import tuner.telling
 
-    tuner.cli.out, tuner.cli.err = Console(highlight=False, width=200), Console(file=sys.stderr, highlight=False, width=200)
+    for module in (tuner.cli, tuner.telling):
+        module.out, module.err = Console(highlight=False, width=200), Console(file=sys.stderr, highlight=False, width=200)
     os.chdir(folder)
     sys.argv = ["tuner", *words]
     main()
