@@ -446,7 +446,7 @@ def version() -> None:
 
 @app.command()
 def show(
-    what: Annotated[str, typer.Argument(help="recipe, checks, metrics, bases, methods, personal, or an adapter as NAME[@VERSION]", show_default=False)],
+    what: Annotated[str, typer.Argument(help="recipe, checks, metrics, transforms, bases, methods, personal, or NAME[@VERSION]", show_default=False)],
     recipe: Annotated[Path | None, typer.Argument(help="with `recipe`: the file", show_default=False)] = None,
     overrides: Overrides = None, profile: Profile = None, store: Store = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -496,7 +496,15 @@ def _metrics() -> Iterator[tuple[str, str]]:
     from tuner.evaluate.metrics import METRICS
 
     for name, metric in METRICS.items():
-        yield name, f"{metric.what}; {'higher' if metric.higher_is_better else 'lower'} is better"
+        direction = "describes" if metric.neutral else "higher is better" if metric.higher_is_better else "lower is better"
+        yield name, f"{metric.what}; {direction}"
+
+
+def _transforms() -> Iterator[tuple[str, str]]:
+    from tuner.evaluate.perturb import TRANSFORMS
+
+    for name, transform in TRANSFORMS.items():
+        yield name, transform.what
 
 
 def _bases() -> Iterator[tuple[str, str]]:
@@ -523,6 +531,7 @@ def _personal() -> Iterator[tuple[str, str]]:
 TABLES: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
     "checks": _checks,
     "metrics": _metrics,
+    "transforms": _transforms,
     "bases": _bases,
     "methods": _methods,
     "personal": _personal,

@@ -34,8 +34,9 @@ from tuner.data.spec import CutSpec, SourceSpec
 from tuner.data.splits import Splits, read_splits, sources_of
 from tuner.durable import ensure_folder, json_text
 from tuner.errors import Problem, Refusal, refuse
-from tuner.evaluate.score import metric_names
-from tuner.fingerprint import digest_json, git_state, hardware, library_versions
+from tuner.fingerprint import git_state, hardware, library_versions
+from tuner.judging import recipe_place
+from tuner.judging import refuse_wrong_choices as refuse_wrong_rules
 from tuner.recipe import Recipe, recipe_text
 from tuner.safe_text import quoted
 from tuner.template.conditions import content_conditions
@@ -45,7 +46,6 @@ from tuner.train import trackers
 from tuner.train.ranks import from_each, from_main, is_main, part, watched, world_size
 
 if TYPE_CHECKING:
-    from tuner.artifact.adapter import Adapter
     from tuner.data.selection import Selection
     from tuner.plan.budget import Plan
     from tuner.planning import Planned
@@ -233,7 +233,7 @@ def _base_and_splits(recipe: Recipe, listener: Listener, weights: bool) -> tuple
             problems.extend(refusal.problems)
 
     gathered(lambda: refuse_wrong_choices(CHECKS, recipe.data, lambda *place: recipe.at("data", *place)))
-    gathered(lambda: metric_names(recipe.evaluate, recipe.data.task, recipe.at("evaluate", "metrics")))
+    gathered(lambda: refuse_wrong_rules(recipe))
     base = gathered(lambda: resolve_base(recipe.base, recipe.path.parent, recipe.at("base", "model"), weights))
     splits = gathered(lambda: read_splits(recipe.data, recipe.path.parent, recipe.seed, listener.reading))
     if problems:
@@ -654,7 +654,7 @@ def _trained_version(prepared: Prepared | Handed, planned: Planned, job: Job, ru
         return None
     measured = {**trained.summary(), "wall_seconds": round(time.monotonic() - began, 3), "plan": planned.plan.as_dict(), "path": planned.way.as_dict()}
     lineage = {"parent": _lineage(prepared, store), "changed": [asdict(change) for change in run.changed], "run": run.path.name}
-    facts = {**_facts(prepared), "training": measured, "base_loss": sanity, "lineage": lineage}
+    facts = {**_facts(prepared), "recipe_file": recipe_place(prepared.recipe, store), "training": measured, "base_loss": sanity, "lineage": lineage}
     return publish(store, prepared.recipe.name, lambda stage, number: _fill(stage, number, prepared, trained, facts))
 
 
@@ -783,39 +783,13 @@ def evaluate(prepared: Prepared, version: Version, listener: Listener = QUIET) -
     """Load the published version, grade it against the prompted base, add the evaluation beside it, write the report."""
     from tuner.artifact.adapter import open_adapter
     from tuner.artifact.manifest import verify
+    from tuner.judging import judged
 
     recipe = prepared.recipe
     listener.stage("evaluate", f"loading {version.label} as it will be served")
     adapter = open_adapter(version, verify(version.folder), prepared.base, None, None, recipe.evaluate.batch)
-    return grade_and_report(recipe, adapter, prepared.splits, version, listener)
-
-
-def grade_and_report(recipe: Recipe, adapter: Adapter, splits: Splits, version: Version, listener: Listener) -> Run:
-    """Grade, add scores and answers beside the version in one step, then write the report from them."""
-    from tuner.artifact.store import add_evaluation
-    from tuner.evaluate.score import grade
-    from tuner.evaluate.suites import build_suites
-    from tuner.report.write import write_report
-
-    suites = build_suites(splits, recipe.evaluate.take, recipe.seed)
-    graded = grade(adapter, suites, splits["train"], recipe.evaluate, recipe.data.task, recipe.seed, listener.grading)
-    facts = {
-        "version": version.label,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "precision": str(adapter.precision),
-        "allowed": list(adapter.allowed),
-        "recipe_digest": recipe.digest,
-    }
-    label = f"{facts['created'][:10]}-{digest_json([graded.scores, facts])[7:13]}"
-
-    def fill(stage: Path) -> None:
-        (stage / "scores.json").write_text(json_text({**graded.scores, **facts}), encoding="utf-8")
-        (stage / "answers.jsonl").write_text("".join(_line(row) for row in graded.answers), encoding="utf-8")
-
-    evaluation = add_evaluation(version, label, fill)
-    listener.stage("report", "writing the report")
-    write_report(version.folder, evaluation)  # from finished files: should it fail, no answer is lost
-    return Run(version, evaluation, graded.scores)
+    evaluation, scores = judged(recipe, adapter, prepared.splits, version, listener)
+    return Run(version, evaluation, scores)
 
 
 def _line(row: dict[str, Any]) -> str:

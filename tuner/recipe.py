@@ -24,7 +24,7 @@ from tuner.base import BaseSpec
 from tuner.catalog import suggestion
 from tuner.data.spec import DataSpec
 from tuner.errors import Collector, Problem, Refusal, refuse
-from tuner.evaluate.spec import EvaluateSpec
+from tuner.evaluate.spec import EvaluateSpec, GateSpec
 from tuner.fingerprint import digest_json
 from tuner.plan.spec import PlanSpec
 from tuner.safe_text import quoted, visible
@@ -70,6 +70,7 @@ class Recipe(Section):
     method: MethodSpec = Field(default_factory=lambda: MethodSpec(), description="which adapter")
     train: TrainSpec = Field(default_factory=lambda: TrainSpec(), description="how it is fitted")
     evaluate: EvaluateSpec = Field(default_factory=lambda: EvaluateSpec(), description="how it is graded")
+    gate: GateSpec = Field(default_factory=lambda: GateSpec(), description="what must hold before a version may be promoted")
     plan: PlanSpec = Field(default_factory=lambda: PlanSpec(), description="assumptions of the plan")
     artifact: ArtifactSpec = Field(default_factory=lambda: ArtifactSpec(), description="where versions are kept")
     profiles: dict[str, dict[str, Any]] = Field(default_factory=dict, description="named sets of overrides (key.path: value), chosen with --profile")
@@ -88,7 +89,7 @@ class Recipe(Section):
         """The file as written."""
         return self._text
 
-    def at(self, *place: str) -> str:
+    def at(self, *place: str | int) -> str:
         """file:line of a key, for refusals of rooms further down."""
         return self._document.at(place) if self._document is not None else self._path.name
 

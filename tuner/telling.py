@@ -89,12 +89,18 @@ class Teller:
         self._move("training", progress.step, progress.steps, f"{loss}{progress.tokens_per_second:.0f} tokens/s", progress.seconds_left)
 
     def grading(self, what: str, done: int, total: int) -> None:
-        self._move("grading", done, total, visible(what), None)
+        now = time.monotonic()
+        if what != self.began_what[0]:
+            self.began_what = (what, now)
+        spent = now - self.began_what[1]
+        rate = f"{visible(what)}, {done / spent:.1f} items/s" if spent > 1 else visible(what)
+        self._move("grading", done, total, rate, spent * (total - done) / done if done and spent > 1 else None, ends=False)
 
-    def _move(self, what: str, done: int, total: int, rate: str, seconds_left: float | None) -> None:
+    def _move(self, what: str, done: int, total: int, rate: str, seconds_left: float | None, ends: bool = True) -> None:
+        """Move the bar; without a terminal, say a line now and then, and with `ends` when all is done."""
         if not err.is_terminal:
             now = time.monotonic()
-            if now - self.spoke > self.QUIET_SECONDS or done == total:
+            if now - self.spoke > self.QUIET_SECONDS or (ends and done == total):
                 self.spoke = now
                 left = "" if seconds_left is None or done == total else f", {seconds_left:.0f} s left"
                 err.print(f"[{now - self.began:6.1f} s] {what} {done}/{total}, {rate}{left}", markup=False, soft_wrap=True)
@@ -232,17 +238,36 @@ def say_run(done: Run) -> None:
     out.print(f"\npublished {done.version.label}  {shown_path(done.version.folder)}", markup=False, soft_wrap=True)
     if done.evaluation is None:
         return
-    primary = done.scores["primary"]
+    say_scores(done.scores)
+    out.print(f"report: {shown_path(done.evaluation / 'report.html')}", markup=False, soft_wrap=True)
+
+
+def say_scores(scores: dict[str, Any]) -> None:
+    """An evaluation in some thirty lines: the primary metric on every suite that has it, what else was measured, what is wrong, the gate."""
+    from tuner.report.gate_text import gate_text
+
+    primary = scores["primary"]
     out.print(f"{primary} with 95 % intervals, against the best of the base's prompts on the same items:", markup=False, soft_wrap=True)
-    for name, suite in done.scores["suites"].items():
-        found = suite["differences"][primary]
+    for name, suite in scores["suites"].items():
+        found = suite["differences"].get(primary)
+        if found is None:
+            continue
         ours, theirs = suite["values"]["adapter"][primary], suite["values"][found["baseline"]][primary]
         out.print(
-                  f"  {visible(name):14} n {suite['n']:4}  base {interval_words(theirs)}  adapter {interval_words(ours)}  "
+                  f"  {visible(name):16} n {suite['n']:4}  base {interval_words(theirs)}  adapter {interval_words(ours)}  "
                   f"difference {found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]  {found['verdict']}",
                   markup=False, soft_wrap=True)  # fmt: skip
-    out.print(f"verdict: {done.verdict}", style="bold", markup=False)
-    out.print(f"report: {shown_path(done.evaluation / 'report.html')}", markup=False, soft_wrap=True)
+    for name, suite in scores["suites"].items():
+        if suite.get("facts", {}).get("words"):
+            out.print(f"{visible(name)}: {visible(suite['facts']['words'])}", markup=False, soft_wrap=True)
+    for flag in scores.get("flags", ()):
+        out.print(f"look at {visible(flag['suite'])}: {visible(flag['words'])}", style="yellow", markup=False, soft_wrap=True)
+    looks = scores.get("looks")
+    if looks is not None and looks["count"] > 1:
+        out.print(visible(looks["words"]), style="yellow", markup=False, soft_wrap=True)
+    if scores.get("gate") is not None:
+        out.print(f"\n{gate_text(scores['gate'])}", markup=False, soft_wrap=True)
+    out.print(f"verdict: {scores['verdict']['word']}", style="bold", markup=False)
 
 
 def interval_words(estimate: dict[str, Any]) -> str:

@@ -35,15 +35,24 @@ SEEDS = [
 ]  # fmt: skip
 FRAMES: list[Callable[[str], str]] = [lambda s: s, lambda s: f"\"'>{s}<\"'"]
 STRINGS = [frame(seed) for frame in FRAMES for seed in SEEDS]
-WORDS = {"adapter", "better", "worse", "no difference seen", "won", "lost", "both wrong", "both right"}  # the program's own, not data
+WORDS = {  # the program's own, not data
+    "adapter", "base zero_shot", "consistency", "overall", "better", "worse", "no difference seen", "won", "lost", "changed", "both wrong",
+    "both right", "pass", "fail", "undecided", "mean", "ratio", "error", "warning", "note",
+}  # fmt: skip
+OWN = {("suites", "*", "role"), ("examples", "[]", "role")}  # where a string is the program's own, whatever it says
 OPEN = {  # mappings whose keys are data, by path
-    ("suites",), ("suites", "*", "values"), ("suites", "*", "values", "*"), ("suites", "*", "differences"), ("contenders",), ("metrics",), ("examples",),
-    ("changes",), ("versions",), ("hardware",), ("method",), ("data", "splits"), ("data", "dropped"), ("evaluation", "settings"),
+    ("suites",), ("suites", "*", "metrics"), ("suites", "*", "values"), ("suites", "*", "values", "*"), ("suites", "*", "differences"),
+    ("suites", "*", "power"), ("suites", "*", "facts", "drops"), ("suites", "*", "facts", "drops", "*"), ("suites", "*", "facts", "excess"),
+    ("suites", "*", "facts", "by_length", "[]"),
+    ("contenders",), ("metrics",), ("changes",), ("versions",), ("hardware",), ("method",), ("data", "splits"), ("data", "dropped"),
+    ("evaluation", "settings"), ("judge",), ("notes", "transforms", "left_out"),
 }  # fmt: skip
 
 
 def with_text(value: Any, text: Callable[[str], str], path: tuple[str, ...] = ()) -> Any:
     """A copy in which every string of data, and every key that is data, went through `text` (which must be injective)."""
+    if path in OWN:
+        return value
     if isinstance(value, dict):
         is_open = path in OPEN
         return {

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from tuner.artifact.divergence import Divergence
 from tuner.artifact.manifest import verify
+from tuner.artifact.measured import Divergence, Timed
 from tuner.artifact.store import Version, find
 from tuner.base import Base, BaseSpec, Precision, load_model, pick_device, quiet_libraries, resolve_base, serving_precision, widen
 from tuner.catalog import choose
@@ -121,6 +122,24 @@ class Adapter:
         """Greedy answers to prompts that are token ids already, as token ids without their stop token."""
         with self._adapter_state():
             return self.decoder.greedy(prompts, max_new_tokens)
+
+    def timed(self, questions: Sequence[Question], max_new_tokens: int, done: Done | None = None) -> list[Timed]:
+        """Each question asked alone, as one user waits for it: once for the first token, once for the whole answer."""
+        found = []
+        for question in questions:
+            prompt = self.prompt_ids(question)
+            self._refuse_too_long([prompt], max_new_tokens)
+            first, _ = self._seconds(prompt, 1)
+            whole, answer = self._seconds(prompt, max_new_tokens)
+            found.append(Timed(len(prompt), first, len(answer) + 1, whole))  # the token that stops it is computed too
+            if done is not None:
+                done(1)
+        return found
+
+    def _seconds(self, prompt: list[int], max_new_tokens: int) -> tuple[float, list[int]]:
+        began = time.perf_counter()
+        (answer,) = self.greedy_ids([prompt], max_new_tokens)
+        return time.perf_counter() - began, answer
 
     def next_logits(self, prompt: list[int]) -> torch.Tensor:
         """Logits (V,) of the token that follows the prompt."""

@@ -1,4 +1,4 @@
-"""How far adapter and base are apart on one text: the sensitive measure of what an adapter changed."""
+"""What was measured of one text or question: how far adapter and base are apart on it, and how long the answer took."""
 
 from __future__ import annotations
 
@@ -18,3 +18,13 @@ class Divergence:
     adapter_nats: float
     kl_nats: float
     same_first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One question asked alone: tokens of its prompt, seconds to the first token, tokens of the answer, seconds in all."""
+
+    prompt_tokens: int
+    first_token_seconds: float
+    tokens: int
+    seconds: float

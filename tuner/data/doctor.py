@@ -17,10 +17,13 @@ from tuner.data.measure import Context, CountTokens, measure
 from tuner.data.personal import Redactor
 from tuner.data.redaction import redacted
 from tuner.data.spec import DataSpec
-from tuner.data.splits import Splits
+from tuner.data.splits import REHEARSAL, Splits
 from tuner.errors import Collector, Refusal
 
 Tick = Callable[[str, int, int], None]  # (what, done, of)
+
+# Checks that hold a record against the task, or take every split but train for a graded one: general records answer to neither.
+NOT_FOR_REHEARSAL = frozenset({"json_completion", "padded_label", "unseen_label", "similar_labels", "contradictions", "near_contradictions", "leakage"})
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tok
 
     context = measured.context
     for name in (name for name in active if name in measured.found):
-        hits = measured.found[name]
+        hits = [(position, f) for position, f in measured.found[name] if _concerns(name, f)]
         found[name].extend(f for _, f in hits)
         if checks[name].action(scene.spec, name) == "drop":
             leave_out(name, (position for position, f in hits if f.severity != "note"))
@@ -121,7 +124,7 @@ def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tok
         if tick is not None:
             tick(name, done, len(whole))
         assert check.whole is not None
-        told = list(check.whole(context))
+        told = [f for f in check.whole(context) if _concerns(name, f)]
         found[name].extend(told)
         if check.action(scene.spec, name) == "drop":
             places = {(f.split, f.file, f.line) for f in told if f.severity != "note"}
@@ -132,6 +135,10 @@ def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tok
         replace(f, check=name, severity="note" if f.severity == "note" else said[name]) for name, of in found.items() for f in _in_order(of, checks[name])
     ]
     return Checked(context, findings + _nothing_left(context, findings), dropped, hidden)
+
+
+def _concerns(check: str, finding: Finding) -> bool:
+    return finding.split != REHEARSAL or check not in NOT_FOR_REHEARSAL
 
 
 def _nothing_left(context: Context, findings: list[Finding]) -> list[Finding]:

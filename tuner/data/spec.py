@@ -82,6 +82,23 @@ class SourceSpec(Section):
 Source = Annotated[SourceSpec, BeforeValidator(_path_alone, json_schema_input_type=str | list[str] | SourceSpec)]
 
 
+class RehearsalSpec(SourceSpec):
+    """General records mixed into training, so that the adapter keeps what it is not trained for. They are read without template.system."""
+
+    share: float | None = Field(
+        None, gt=0, le=0.9, description="share of all records trained on that are general, chosen by seed and content; default: 0.1, or what `take` says"
+    )
+
+    @model_validator(mode="after")
+    def _one_size(self) -> RehearsalSpec:
+        if self.share is not None and self.take is not None:
+            raise ValueError("give either `share` or `take`")
+        return self
+
+
+Rehearsal = Annotated[RehearsalSpec, BeforeValidator(_path_alone, json_schema_input_type=str | list[str] | RehearsalSpec)]
+
+
 class CutSpec(Section):
     """Cutting validation and held_out from the training source, when they are not given as files."""
 
@@ -91,6 +108,21 @@ class CutSpec(Section):
     stratify: bool = Field(False, description="cut the same share of every completion; for label tasks")
 
 
+class CanarySpec(Section):
+    """Made-up records with a random secret, planted in train to measure how much the adapter keeps by heart."""
+
+    count: int = Field(8, ge=2, le=64, description="canaries for each number of repeats")
+    repeats: list[int] = Field(
+        default_factory=lambda: [0, 1, 4], min_length=1, max_length=6, description="how often each is planted; 0: never, the control that shows chance"
+    )
+
+    @model_validator(mode="after")
+    def _some_planted(self) -> CanarySpec:
+        if len(set(self.repeats)) < len(self.repeats) or not all(0 <= times <= 1000 for times in self.repeats) or max(self.repeats) == 0:
+            raise ValueError("`repeats` takes different numbers from 0 to 1000, at least one above 0")
+        return self
+
+
 class DataSpec(Section):
     """Splits have exact names: train is fitted, validation is watched, held_out and ood are read once afterwards."""
 
@@ -98,6 +130,7 @@ class DataSpec(Section):
     train: Source = Field(description="records the adapter is fitted to")
     validation: Source | None = Field(None, description="records watched while fitting; settings are chosen on these")
     held_out: Source | None = Field(None, description="same source as train, read once after training")
+    rehearsal: Rehearsal | None = Field(None, description="general records mixed into training against forgetting; default: none")
     ood: dict[str, Source] = Field(default_factory=dict, description="named out-of-distribution suites, read once after training")
     production: Source | None = Field(None, description="a sample of real inputs, answered or not: coverage of train is measured against it")
     cut: CutSpec = Field(default_factory=lambda: CutSpec(), description="how to cut splits that are not given as files")
@@ -109,6 +142,7 @@ class DataSpec(Section):
     )
     languages: Names = Field(default_factory=list, description="languages expected, as ISO 639-1 codes; empty: whatever most records are in")
     fresh_since: Date | None = Field(None, description="records whose as_of date is older are stale (YYYY-MM-DD)")
+    canaries: CanarySpec | None = Field(None, description="plant made-up secrets in train, to measure memorisation; default: none")
     redact: Names = Field(
         default_factory=list, description="kinds of personal data and secrets to replace by typed placeholders, or [all]; see `tuner show personal`"
     )

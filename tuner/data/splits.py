@@ -16,16 +16,20 @@ from tuner.data.findings import Finding
 from tuner.data.near import edited_copies
 from tuner.data.record import Record
 from tuner.data.sources import PRODUCTION, FileAccount, Limits, Tick, no_tick, read_source
-from tuner.data.spec import CutSpec, DataSpec, SourceSpec
+from tuner.data.spec import CutSpec, DataSpec, RehearsalSpec, SourceSpec
 from tuner.errors import Refusal, refuse
 from tuner.fingerprint import digest_json
 
 OOD = "ood."
+REHEARSAL = "rehearsal"
+USUAL_SHARE = 0.1  # of the records trained on that are general ones, where data.rehearsal does not say
 
 
 @dataclass(frozen=True)
 class Splits:
     """Records by split name (`train`, `validation`, `held_out`, `ood.<name>`), the account of every file read, and what reading found.
+
+    `rehearsal` holds general records that are trained on together with train's, and are never watched or graded.
 
     `production` holds real inputs, never trained on or graded: what train is compared with.
     """
@@ -61,6 +65,8 @@ def read_splits(spec: DataSpec, folder: Path, seed: int, tick: Tick | None = Non
     findings: list[Finding] = []
     limits = Limits(spec.max_record_bytes, spec.max_file_bytes)
     for split, source in sources_of(spec).items():
+        if split == REHEARSAL:
+            continue  # how many are taken depends on what is left of train
         reading = read_source(source, split, folder, seed, limits, tick or no_tick)
         records[split] = reading.records
         accounts += reading.accounts
@@ -71,12 +77,42 @@ def read_splits(spec: DataSpec, folder: Path, seed: int, tick: Tick | None = Non
             records = _with_cuts(records, spec.cut, seed)
         except Refusal as refusal:  # what could not be read comes first: it may be why too little is left to cut
             raise Refusal([*(f.problem() for f in findings), *refusal.problems]) from None
+    if spec.rehearsal is not None:
+        reading = read_source(_sized(spec.rehearsal, len(records["train"])), REHEARSAL, folder, seed, limits, tick or no_tick)
+        accounts += reading.accounts
+        findings += reading.findings
+        records = _in_order({**records, REHEARSAL: reading.records})
+        if not reading.findings:
+            _refuse_too_few(spec.rehearsal, len(records["train"]), len(reading.records))
     return Splits(records, tuple(accounts), tuple(findings), production)
+
+
+def _sized(spec: RehearsalSpec, train: int) -> SourceSpec:
+    """The source, taking as many records as make its share of all that is trained on."""
+    return spec if spec.take is not None else spec.model_copy(update={"take": _wanted(spec, train)})
+
+
+def _wanted(spec: RehearsalSpec, train: int) -> int:
+    share = spec.share if spec.share is not None else USUAL_SHARE
+    return max(1, round(train * share / (1 - share)))
+
+
+def _refuse_too_few(spec: RehearsalSpec, train: int, given: int) -> None:
+    wanted = spec.take if spec.take is not None else _wanted(spec, train)
+    if given < wanted:
+        refuse("data.rehearsal", "take" if spec.take is not None else "share", f"{given} general records", f"at least {wanted}, beside {train} of train",
+               "give more general records, or ask for fewer")  # fmt: skip
+
+
+def _in_order(records: dict[str, list[Record]]) -> dict[str, list[Record]]:
+    """What is trained on comes first: of two splits that share a prompt, the earlier one's record is the finding."""
+    first = [split for split in ("train", REHEARSAL) if split in records]
+    return {split: records[split] for split in [*first, *(s for s in records if s not in first)]}
 
 
 def sources_of(spec: DataSpec) -> dict[str, SourceSpec]:
     """The source of every split that has one of its own, and of the production sample."""
-    named = {"train": spec.train, "validation": spec.validation, "held_out": spec.held_out}
+    named: dict[str, SourceSpec | None] = {"train": spec.train, REHEARSAL: spec.rehearsal, "validation": spec.validation, "held_out": spec.held_out}
     ood = {OOD + name: s for name, s in spec.ood.items()}
     return {split: s for split, s in (named | ood | {PRODUCTION: spec.production}).items() if s is not None}
 

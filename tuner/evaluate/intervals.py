@@ -1,21 +1,25 @@
 """Intervals and paired tests: every value with its n and 95 % interval, every comparison on the same items.
 
-It refuses to call a difference better than it is: a verdict is read off the interval, never off the point.
+It refuses to call a difference better than it is: a verdict needs the interval and the test. No interval is without width. Which
+method covers where is measured by tests/evaluate/test_coverage_of_intervals.py, whose table is what each choice below rests on.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Numbers = NDArray[np.float64]
-LEVEL = 0.95
-_CHUNK = 500  # resamples held in memory at once
+from tuner.errors import refuse
+from tuner.evaluate.jackknife import LEVEL, Combine, Numbers, bootstrap_t, flat, pseudo_values, steadied_t, unanimous
+from tuner.evaluate.shares import mcnemar_mid_p, tango, wilson
+
+__all__ = ["LEVEL", "Difference", "Estimate", "Numbers", "difference", "estimate", "mcnemar_mid_p", "verdict_of", "wilson"]
+_CHUNK = 500  # swaps held in memory at once
+_SWAPPED_NUMBERS = 2_000_000_000  # multiplications a randomisation test may cost; long suites get fewer swaps, and say so
+Groups = Sequence[Hashable]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,88 +52,121 @@ class Difference:
         return asdict(self)
 
 
-def wilson(successes: float, n: int) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, eq. 4)."""
-    if n == 0:
-        return 0.0, 1.0
-    z = 1.959963984540054
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+def estimate(
+    parts: Numbers, combine: Combine, binary: bool, resamples: int, seed: int,
+    *, groups: Groups | None = None, bounds: tuple[float, float] | None = None,
+) -> Estimate:  # fmt: skip
+    """A suite's value with its interval: Wilson's for a share, bootstrap-t over items otherwise.
 
+    `groups` names the source of each item: items of one source are drawn together (Miller 2024, arXiv 2411.00640).
+    `bounds` are the metric's least and largest value: the interval stays inside.
 
-def estimate(parts: Numbers, combine: Callable[[Numbers], Numbers], binary: bool, resamples: int, seed: int) -> Estimate:
-    """A suite's value with its interval: Wilson's for a share, the percentile bootstrap over items otherwise."""
-    n = len(parts)
-    value = float(combine(parts.sum(axis=0)))
-    if binary:
+    Measured coverage over 2,000 suites (nominal 95 %): 93 to 97 % for shares, means, ratios and micro-F1 of 50 items on, and for all of 1,000;
+    macro-F1 is on the wide side below that (98 % at 200 items, 99 % at 50). Too narrow where the few items that decide may all be missing:
+    91 % for 50 scores of mean 0.05 that are half of the time exactly 0 or 1, and with 40 labels at an accuracy of 0.95, most of them seen once
+    or twice, 79 % at 50 items and 92 % at 200. Shares by source: 98 % at 40 sources, 99.6 % at 10.
+    """
+    _check(parts)
+    value, n = float(combine(parts.sum(axis=0))), len(parts)
+    if binary and groups is None:
         low, high = wilson(float(parts[:, 0].sum()), n)
         return Estimate(value, n, low, high, "Wilson score interval, 95 %")
-    values = np.concatenate([combine(w @ parts) for w in _weights(n, resamples, seed)])
-    low, high = _percentiles(values)
-    return Estimate(value, n, low, high, f"percentile bootstrap over items, {resamples} resamples, seed {seed}, 95 %")
+    units = _by_group(parts, groups)
+    pseudo = pseudo_values(units, combine)
+    least, largest = (0.0, 1.0) if binary else bounds or (-np.inf, np.inf)
+    if flat(pseudo):
+        low, high, method = unanimous(value, len(units), (least, largest))
+    else:
+        low, high, method = bootstrap_t(value, pseudo, resamples, seed)
+    return Estimate(value, n, max(low, least), min(high, largest), _named(method, groups, len(units)))
 
 
 def difference(
-    ours: Numbers, theirs: Numbers, combine: Callable[[Numbers], Numbers], *, binary: bool, higher_is_better: bool,
-    baseline: str, resamples: int, seed: int,
+    ours: Numbers, theirs: Numbers, combine: Combine, *, binary: bool, higher_is_better: bool, baseline: str, resamples: int, seed: int,
+    groups: Groups | None = None, bounds: tuple[float, float] | None = None,
 ) -> Difference:  # fmt: skip
-    """Paired difference: items are resampled once for both (Koehn 2004), so what is hard for both cancels.
+    """Paired difference on the same items: Tango's interval and McNemar's mid-p for 0/1 metrics.
 
-    p is McNemar's mid-p for 0/1 metrics (Fagerland, Lydersen and Laake 2013), else by approximate randomisation: each item's
-    answers swapped at random (Noreen 1989).
+    Otherwise Student's t over jackknife pseudo-values with two items added (jackknife.steadied_t), and approximate randomisation: each item's
+    answers swapped at random (Noreen 1989); with `groups`, whole sources are swapped.
+
+    Measured coverage over 2,000 suites (nominal 95 %): 93.6 to 97 % from 50 items on, 98 % for macro-F1 at an accuracy of 0.95. With few items
+    that differ it says more than it holds, or less than it could: 0/1 metrics 97 % at four such items and 100 % at one; means 91 % at five,
+    85 % at two, 92 % at six among 200.
     """
-    n = len(ours)
-    value = float(combine(ours.sum(axis=0)) - combine(theirs.sum(axis=0)))
-    values = np.concatenate([combine(w @ ours) - combine(w @ theirs) for w in _weights(n, resamples, seed)])
-    low, high = _percentiles(values)
-    if binary:
-        gained = int(((ours[:, 0] > 0) & (theirs[:, 0] <= 0)).sum())
-        lost = int(((ours[:, 0] <= 0) & (theirs[:, 0] > 0)).sum())
+    _check(ours)
+    n, value = len(ours), float(combine(ours.sum(axis=0)) - combine(theirs.sum(axis=0)))
+    if binary and groups is None:
+        gained, lost = _flips(ours, theirs)
+        low, high = tango(gained, lost, n)
         p, test = mcnemar_mid_p(gained, lost), f"McNemar mid-p, {gained} gained, {lost} lost"
-    else:
-        p, test = _randomisation_p(ours, theirs, combine, resamples, seed), f"approximate randomisation, {resamples} swaps"
-    method = f"paired percentile bootstrap over items, {resamples} resamples, seed {seed}, 95 %"
-    return Difference(value, low, high, p, n, baseline, method, test, _verdict(low, high, p, higher_is_better))
+        return Difference(value, low, high, p, n, baseline, "Tango score interval, 95 %", test, verdict_of(low, high, p, higher_is_better))
+    one, other = _by_group(ours, groups), _by_group(theirs, groups)
+    low, high = _paired_interval(one, other, combine, (0.0, 1.0) if binary else bounds)
+    swaps = _affordable(resamples, one)
+    p, test = _randomisation_p(one, other, combine, swaps, seed), f"approximate randomisation, {swaps} swaps, seed {seed}"
+    method = _named("paired jackknife t interval with one gained and one lost item added, 95 %", groups, len(one))
+    return Difference(value, low, high, p, n, baseline, method, test, verdict_of(low, high, p, higher_is_better))
 
 
-def _verdict(low: float, high: float, p: float, higher_is_better: bool) -> str:
-    """Both must say so: with few items, all of them gained, the bootstrap's interval has no width and only the test knows better."""
+def verdict_of(low: float, high: float, p: float, higher_is_better: bool) -> str:
+    """Both must say so: the interval lies on one side of 0, and the test agrees."""
     if (low > 0 or high < 0) and p < 1 - LEVEL:
         return "better" if (low > 0) == higher_is_better else "worse"
     return "no difference seen"
 
 
-def mcnemar_mid_p(gained: int, lost: int) -> float:
-    """Two-sided mid-p: twice the binomial tail of the smaller count, less half its own probability, at most 1."""
-    total, fewer = gained + lost, min(gained, lost)
-    if total == 0:
+def _check(parts: Numbers) -> None:
+    if not len(parts):
+        refuse("evaluation", "items", "0 items", "at least one graded item", "give the suite items, or leave it out of evaluate.suites")
+
+
+def _flips(ours: Numbers, theirs: Numbers) -> tuple[int, int]:
+    right, was_right = ours[:, 0] > 0, theirs[:, 0] > 0
+    return int((right & ~was_right).sum()), int((~right & was_right).sum())
+
+
+def _by_group(parts: Numbers, groups: Groups | None) -> Numbers:
+    """The sums of each source, in the order of first appearance; without groups each item is its own source."""
+    if groups is None:
+        return parts
+    order = {name: row for row, name in enumerate(dict.fromkeys(groups))}
+    sums = np.zeros((len(order), parts.shape[1]))
+    np.add.at(sums, [order[g] for g in groups], parts)
+    return sums
+
+
+def _named(method: str, groups: Groups | None, units: int) -> str:
+    return method if groups is None else method.replace("over items ", "").removesuffix(", 95 %") + f", over {units} groups of items, 95 %"
+
+
+def _paired_interval(ours: Numbers, theirs: Numbers, combine: Combine, bounds: tuple[float, float] | None) -> tuple[float, float]:
+    columns = ours.shape[1]
+    pseudo = pseudo_values(np.hstack([ours, theirs]), lambda sums: combine(sums[..., :columns]) - combine(sums[..., columns:]))
+    reach = bounds[1] - bounds[0] if bounds else np.inf
+    if not np.isfinite(reach):
+        reach = abs(float(combine(theirs.sum(axis=0)))) or 1.0
+    low, high = steadied_t(pseudo, (ours != theirs).any(axis=1), reach)
+    return (low, high) if bounds is None else (max(low, bounds[0] - bounds[1]), min(high, bounds[1] - bounds[0]))
+
+
+def _affordable(swaps: int, parts: Numbers) -> int:
+    return min(swaps, max(1000, _SWAPPED_NUMBERS // max(parts.size, 1)))
+
+
+def _randomisation_p(ours: Numbers, theirs: Numbers, combine: Combine, swaps: int, seed: int) -> float:
+    """(1 + swaps at least as far apart) / (1 + swaps); items on which both are equal are not swapped, as nothing would change."""
+    gap, total_ours, total_theirs = theirs - ours, ours.sum(axis=0), theirs.sum(axis=0)
+    rows, columns = gap.any(axis=1), gap.any(axis=0)
+    if not rows.any():
         return 1.0
-    mass = [math.comb(total, i) * 0.5**total for i in range(fewer + 1)]
-    return min(1.0, 2 * sum(mass) - mass[-1])
-
-
-def _randomisation_p(ours: Numbers, theirs: Numbers, combine: Callable[[Numbers], Numbers], swaps: int, seed: int) -> float:
-    observed = abs(float(combine(ours.sum(axis=0)) - combine(theirs.sum(axis=0))))
+    observed = abs(float(combine(total_ours) - combine(total_theirs)))
     rng = np.random.default_rng([seed, 1])
-    gap = theirs - ours
-    as_large = 0
+    moves, as_large = np.ascontiguousarray(gap[rows][:, columns]), 0
     for start in range(0, swaps, _CHUNK):
-        swapped = rng.integers(0, 2, size=(min(_CHUNK, swaps - start), len(ours))).astype(np.float64) @ gap
-        found = combine(ours.sum(axis=0) + swapped) - combine(theirs.sum(axis=0) - swapped)
+        size = min(_CHUNK, swaps - start)
+        swapped = np.zeros((size, gap.shape[1]))
+        swapped[:, columns] = rng.integers(0, 2, size=(size, len(moves))).astype(np.float64) @ moves
+        found = combine(total_ours + swapped) - combine(total_theirs - swapped)
         as_large += int((np.abs(found) >= observed - 1e-12).sum())
     return (1 + as_large) / (1 + swaps)
-
-
-def _weights(n: int, resamples: int, seed: int) -> list[Numbers]:
-    """Multinomial counts, (resamples, n) in chunks: how often each item is drawn."""
-    rng = np.random.default_rng([seed, 0])
-    sizes = [min(_CHUNK, resamples - start) for start in range(0, resamples, _CHUNK)]
-    return [rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64) for size in sizes]
-
-
-def _percentiles(values: Numbers) -> tuple[float, float]:
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.nanpercentile(values, [tail, 100 - tail])
-    return float(low), float(high)

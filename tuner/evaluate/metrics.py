@@ -1,222 +1,169 @@
-"""Metrics as sums: each turns an answer into a few numbers, and a suite's value is a function of their totals.
+"""The catalogue of metrics: one row each, at the foot.
 
-So a resample of items is a weighted sum, every metric gets its interval the same way, and anyone can re-compute it from
-answers.jsonl. It refuses answers without references.
+Their parts stand in metric_text, metric_numeric, metric_label, metric_json, metric_loss, metric_context and metric_bertscore. It refuses a metric
+that needs an option (`regex` a pattern, `schema_valid` a schema) while the recipe gives none.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+from tuner.catalog import choose
+from tuner.errors import refuse
+from tuner.evaluate.metric_bertscore import F1, PRECISION, RECALL, BertScorer
+from tuner.evaluate.metric_context import context_use, grounded_sentences, has_context
+from tuner.evaluate.metric_json import field_parts, fields, json_exact, json_valid, parse_object, schema_score, schema_signature
+from tuner.evaluate.metric_label import bin_parts, brier, ece, has_label_nats, label_parts, macro_f1
+from tuner.evaluate.metric_loss import bits_and_bytes, has_both, nats_and_tokens, nats_gained, perplexity
+from tuner.evaluate.metric_numeric import has_number, numeric_score
+from tuner.evaluate.metric_text import (
+    bleu,
+    bleu_parts,
+    bleu_signature,
+    chrf,
+    chrf_signature,
+    contains,
+    distinct,
+    exact_match,
+    lengths,
+    normalised_match,
+    pattern_score,
+    rouge_l,
+    rouge_signature,
+    token_f1,
+)  # fmt: skip
+from tuner.evaluate.metric_types import FORMS, Answer, Metric, Sums, mean, only, per_item, per_pair, ratio, ratio_or_one
+from tuner.evaluate.spec import MetricOptions
 
-from tuner.data.record import normalised
+__all__ = ["DEFAULT_METRICS", "METRICS", "Answer", "Metric", "Sums", "catalogue", "fields", "parse_object", "row_parts", "row_score"]
 
-Sums = NDArray[np.float64]
-MAX_DEPTH = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What one contender said to one item, or the loss it gave to the references (nats, tokens and UTF-8 bytes summed over them)."""
-
-    references: tuple[str, ...]
-    text: str | None = None
-    nats: float = 0.0
-    tokens: int = 0
-    bytes: int = 0
+OPTIONS = "evaluate.options"
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One row of the catalogue.
+def catalogue(options: MetricOptions, folder: Path, names: Iterable[str], where: str = "recipe") -> dict[str, Metric]:
+    """The metrics called `names`, with their options bound; paths are relative to `folder`, the recipe's.
 
-    `parts(answers)` gives (n, k) numbers; `combine` maps their sums (..., k) to values (...). `of` says whether it grades the
-    text of an answer or the loss of the references. A `binary` metric is a share of items.
+    Raises Refusal on an unknown name, on a metric whose option is not given, and on an option that cannot be used.
     """
-
-    what: str
-    parts: Callable[[Sequence[Answer]], Sums]
-    combine: Callable[[Sums], Sums]
-    of: Literal["text", "loss"] = "text"
-    higher_is_better: bool = True
-    binary: bool = False
-    best: float = 1.0
+    return {name: _bound(name, options, folder, where) for name in names}
 
 
-def _mean(sums: Sums) -> Sums:
-    """Last column counts items."""
-    return sums[..., 0] / sums[..., 1]
+def _bound(name: str, options: MetricOptions, folder: Path, where: str) -> Metric:
+    metric = choose(METRICS, name, where, "evaluate.metrics")
+    needed = NEEDS.get(name, ())
+    if needed and all(getattr(options, option) is None for option in needed):
+        refuse(where, f"{OPTIONS}.{needed[0]}", "nothing", f"what `{name}` needs: {MetricOptions.model_fields[needed[0]].description}",
+               f"set {' or '.join(f'{OPTIONS}.{option}' for option in needed)}, or take {name} out of evaluate.metrics")  # fmt: skip
+    if name == "numeric":
+        score = numeric_score(options.absolute_tolerance, options.relative_tolerance)
+        return replace(metric, parts=only(has_number, per_item(score)), what=_tolerance(metric.what, options))
+    if name == "regex":
+        score = pattern_score(options.pattern or "", where, f"{OPTIONS}.pattern")
+        return replace(metric, parts=per_item(score), what=f"{metric.what}: {options.pattern}")
+    if name == "schema_valid":
+        return replace(metric, parts=per_item(schema_score(folder / (options.json_schema or ""), where, f"{OPTIONS}.json_schema")))
+    if name in BERTSCORES:
+        scorer = _scorer((folder / (options.bertscore_model or "")).resolve(), options.bertscore_layer, where)
+        return replace(metric, parts=partial(scorer.parts, BERTSCORES[name]), signature=scorer.signature)
+    return metric
 
 
-def _per_item(score: Callable[[Answer], float]) -> Callable[[Sequence[Answer]], Sums]:
-    return lambda answers: np.array([[score(a), 1.0] for a in answers], dtype=np.float64).reshape(-1, 2)
+def _tolerance(what: str, options: MetricOptions) -> str:
+    return f"{what}; within {options.absolute_tolerance:g} or {options.relative_tolerance:.3g} of it"
 
 
-# --- text ----------------------------------------------------------------------------------------------------------
+_SCORERS: dict[tuple[Path, int | None], BertScorer] = {}
 
 
-def exact_match(answer: Answer) -> float:
-    """1 if the answer equals a reference after NFKC, case folding and collapsing white space."""
-    return float(normalised(answer.text or "") in {normalised(r) for r in answer.references})
+def _scorer(folder: Path, layer: int | None, where: str) -> BertScorer:
+    """One encoder for precision, recall and F1: it is loaded once."""
+    if (folder, layer) not in _SCORERS:
+        _SCORERS[folder, layer] = BertScorer(folder, layer, where, f"{OPTIONS}.bertscore_model")
+    return _SCORERS[folder, layer]
 
 
-def token_f1(answer: Answer) -> float:
-    """F1 of the bags of words, best over references (Rajpurkar et al. 2016, SQuAD; words split on white space after normalising)."""
-    return max(_bag_f1(normalised(answer.text or "").split(), normalised(r).split()) for r in answer.references)
+def _unbound(name: str) -> Callable[[Sequence[Answer]], Sums]:
+    """Stands in the table for parts that need an option."""
 
+    def parts(answers: Sequence[Answer]) -> Sums:
+        refuse("recipe", "evaluate.metrics", name, "a metric with its options", f"set {OPTIONS}.{NEEDS[name][0]}")
 
-def _bag_f1(said: list[str], wanted: list[str]) -> float:
-    common = sum((Counter(said) & Counter(wanted)).values())
-    if not said or not wanted:
-        return float(said == wanted)
-    return 2 * common / (len(said) + len(wanted))
-
-
-def chrf(answer: Answer) -> float:
-    """Sentence chrF (Popović 2015: character 6-grams, beta 2), best over references, by sacrebleu; 0 to 1."""
-    from sacrebleu.metrics import CHRF
-
-    return float(CHRF().sentence_score(answer.text or "", list(answer.references)).score) / 100
-
-
-def _label_parts(answers: Sequence[Answer]) -> Sums:
-    """For each label that occurs among the references: true positives, false positives, false negatives, occurrences."""
-    labels = sorted({normalised(a.references[0]) for a in answers})
-    column = {label: i for i, label in enumerate(labels)}
-    parts = np.zeros((len(answers), 4 * len(labels)))
-    for row, answer in enumerate(answers):
-        wanted, said = column[normalised(answer.references[0])], column.get(normalised(answer.text or ""))
-        parts[row, 4 * wanted + 3] = 1
-        parts[row, 4 * wanted + (0 if said == wanted else 2)] = 1
-        if said is not None and said != wanted:
-            parts[row, 4 * said + 1] = 1
     return parts
 
 
-def _macro_f1(sums: Sums) -> Sums:
-    """Mean over labels of 2tp / (2tp + fp + fn), over the labels whose references occur in the (re)sample."""
-    by_label = sums.reshape(*sums.shape[:-1], -1, 4)
-    tp, fp, fn, count = (by_label[..., i] for i in range(4))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        f1 = np.where(count > 0, 2 * tp / (2 * tp + fp + fn), np.nan)
-    return np.asarray(np.nanmean(f1, axis=-1))
+def row_score(name: str, numbers: list[float]) -> float | None:
+    """What answers.jsonl keeps under scores: the metric of this one item alone, None where only a suite has one."""
+    return FORMS[METRICS[name].form].score(numbers)
 
 
-# --- JSON ----------------------------------------------------------------------------------------------------------
-
-
-def parse_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that `text` is, or None: strictly, without NaN, repeated keys or nesting deeper than 100."""
-    try:
-        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) and _depth(value) <= MAX_DEPTH else None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a key twice")
-    return table
-
-
-def _no_constant(word: str) -> Any:
-    raise ValueError(word)
-
-
-def _depth(value: Any) -> int:
-    """Levels of nesting, counted level by level: no recursion on what a model may have said."""
-    depth, level = 0, [value]
-    while level:
-        depth += 1
-        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())]
-    return depth
-
-
-def fields(value: Any, path: str = "") -> Counter[tuple[str, str]]:
-    """Every leaf of a JSON value as (path, value), list positions left out: the unit of field F1."""
-    if isinstance(value, dict):
-        return sum((fields(v, f"{path}.{k}") for k, v in value.items()), Counter())
-    if isinstance(value, list):
-        return sum((fields(v, f"{path}[]") for v in value), Counter())
-    return Counter({(path, json.dumps(value, ensure_ascii=False)): 1})
-
-
-def json_valid(answer: Answer) -> float:
-    """1 if the answer is one JSON object and nothing else."""
-    return float(parse_object(answer.text or "") is not None)
-
-
-def json_exact(answer: Answer) -> float:
-    """1 if the answer's object equals a reference's, whatever the order of keys."""
-    said = parse_object(answer.text or "")
-    return float(said is not None and any(_canonical(said) == _canonical(parse_object(r)) for r in answer.references))
-
-
-def _canonical(value: Any) -> str:
-    """One text for equal JSON, in which 1 and true differ."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
-
-
-def _field_parts(answers: Sequence[Answer]) -> Sums:
-    """Fields said and wanted, said and not wanted, wanted and not said, against the nearest reference."""
-    rows = []
-    for answer in answers:
-        said = fields(parse_object(answer.text or "") or {})
-        options = []
-        for reference in answer.references:
-            wanted = fields(parse_object(reference) or {})
-            both = sum((said & wanted).values())
-            options.append((both, sum(said.values()) - both, sum(wanted.values()) - both))
-        rows.append(max(options, key=lambda o: (o[0] - o[1] - o[2], o[0])))
-    return np.array(rows, dtype=np.float64).reshape(-1, 3)
-
-
-def _micro_f1(sums: Sums) -> Sums:
-    whole = 2 * sums[..., 0] + sums[..., 1] + sums[..., 2]
-    return np.where(whole > 0, 2 * sums[..., 0] / np.maximum(whole, 1), 1.0)
-
-
-# --- loss ----------------------------------------------------------------------------------------------------------
-
-
-def _loss_parts(answers: Sequence[Answer]) -> Sums:
-    return np.array([[a.nats, a.tokens, a.bytes] for a in answers], dtype=np.float64).reshape(-1, 3)
-
-
-def _nats_per_token(sums: Sums) -> Sums:
-    return sums[..., 0] / np.maximum(sums[..., 1], 1)
-
-
-def _bits_per_byte(sums: Sums) -> Sums:
-    """Sum of nats / (ln 2 · UTF-8 bytes): comparable between tokenizers (Gao et al. 2020, The Pile, arXiv 2101.00027)."""
-    return sums[..., 0] / (math.log(2) * np.maximum(sums[..., 2], 1))
+def row_parts(name: str, numbers: list[float]) -> list[float] | None:
+    """What answers.jsonl keeps under parts: the numbers that the suite's value is computed from where it is not the mean of scores."""
+    return FORMS[METRICS[name].form].parts(numbers)
 
 
 METRICS: dict[str, Metric] = {
     "exact_match": Metric("share of answers equal to a reference after NFKC, case folding and collapsing white space",
-                          _per_item(exact_match), _mean, binary=True),
-    "macro_f1": Metric("mean F1 over the labels of the references", _label_parts, _macro_f1),
-    "token_f1": Metric("mean F1 of the bags of words, best reference", _per_item(token_f1), _mean),
-    "chrf": Metric("mean sentence chrF (sacrebleu), best reference, 0 to 1", _per_item(chrf), _mean),
-    "json_valid": Metric("share of answers that are one JSON object", _per_item(json_valid), _mean, binary=True),
-    "json_exact": Metric("share of answers whose object equals the reference's", _per_item(json_exact), _mean, binary=True),
-    "json_field_f1": Metric("F1 over all fields (path and value) of all items", _field_parts, _micro_f1),
+                          per_item(exact_match), mean, binary=True),
+    "normalised_match": Metric("share of answers equal to a reference without case, punctuation and English articles (SQuAD)",
+                               per_item(normalised_match), mean, binary=True),
+    "contains": Metric("share of answers in which a reference occurs as whole words", per_item(contains), mean, binary=True),
+    "regex": Metric("share of answers that match evaluate.options.pattern within a second", _unbound("regex"), mean, binary=True),
+    "numeric": Metric("share of answers whose last number (or the one after ####) is the reference's",
+                      only(has_number, per_item(numeric_score(0.0, 0.0))), mean, binary=True, applies=has_number),
+    "accuracy": Metric("share of items given a right label, labels compared as exact_match compares", per_item(exact_match), mean, binary=True),
+    "macro_f1": Metric("mean F1 over the labels of the references", label_parts, macro_f1, form="macro_f1"),
+    "ece": Metric("expected calibration error of the labels' likelihoods, 10 bins of equal mass; read it beside its null",
+                  only(has_label_nats, bin_parts), ece, of="labels", higher_is_better=False, best=0.0, form="ece", applies=has_label_nats),
+    "brier": Metric("mean Brier score of the labels' likelihoods, 0 to 2", only(has_label_nats, per_item(brier)), mean, of="labels",
+                    higher_is_better=False, best=0.0, applies=has_label_nats),
+    "token_f1": Metric("mean F1 of the bags of words, best reference", per_item(token_f1), mean),
+    "rouge_l": Metric("mean ROUGE-L F1, best reference", per_item(rouge_l), mean, signature=rouge_signature),
+    "chrf": Metric("mean sentence chrF (sacrebleu), best reference, 0 to 1", per_item(chrf), mean, signature=chrf_signature),
+    "bleu": Metric("corpus BLEU (sacrebleu), 0 to 1; 0 where no answer has four words", bleu_parts, bleu, form="bleu", signature=bleu_signature),
+    "bertscore_precision": Metric("mean BERTScore precision, best reference", _unbound("bertscore_precision"), mean),
+    "bertscore_recall": Metric("mean BERTScore recall, best reference", _unbound("bertscore_recall"), mean),
+    "bertscore_f1": Metric("mean BERTScore F1, best reference", _unbound("bertscore_f1"), mean),
+    "distinct_1": Metric("mean share of an answer's words that are different", per_item(distinct(1)), mean),
+    "distinct_2": Metric("mean share of an answer's word pairs that are different: loops show", per_item(distinct(2)), mean),
+    "length_ratio": Metric("characters said / characters of the nearest references; 1 is as long, neither side is better",
+                           per_pair(lengths), ratio, form="ratio", higher_is_better=False, neutral=True),
+    "json_valid": Metric("share of answers that are one JSON object", per_item(json_valid), mean, binary=True),
+    "schema_valid": Metric("share of answers that fit the schema of evaluate.options.json_schema", _unbound("schema_valid"), mean, binary=True,
+                           signature=schema_signature),
+    "json_exact": Metric("share of answers whose object equals the reference's", per_item(json_exact), mean, binary=True),
+    "json_field_f1": Metric("F1 over all fields (path and value) of all items", field_parts, ratio_or_one, form="ratio"),
+    "grounded_sentences": Metric("share of sentences whose numbers, names and most words stand in the context or the question; blind to what was mixed up",
+                                 only(has_context, per_pair(grounded_sentences)), ratio, form="ratio", applies=has_context),
+    "context_use": Metric("share of the answers' content words beyond the question that stand in the context",
+                          only(has_context, per_pair(context_use)), ratio, form="ratio", applies=has_context),
+    "context_gain": Metric("nats a token that the context saves on the references", only(has_both, per_pair(nats_gained)), ratio, of="context_loss",
+                           best=float("inf"), form="ratio", applies=has_both),
     "loss": Metric("mean negative log-likelihood of the references (nats a token, stop token included)",
-                   _loss_parts, _nats_per_token, of="loss", higher_is_better=False, best=0.0),
-    "bits_per_byte": Metric("bits needed per UTF-8 byte of the references", _loss_parts, _bits_per_byte, of="loss", higher_is_better=False, best=0.0),
+                   per_pair(nats_and_tokens), ratio, of="loss", higher_is_better=False, best=0.0, form="ratio"),
+    "perplexity": Metric("e to the loss; between models of one tokenizer only",
+                         per_pair(nats_and_tokens), perplexity, of="loss", higher_is_better=False, form="perplexity"),
+    "bits_per_byte": Metric("bits needed per UTF-8 byte of the references", per_pair(bits_and_bytes), ratio, of="loss", higher_is_better=False,
+                            best=0.0, form="ratio"),
 }  # fmt: skip
 
+BERTSCORES = {"bertscore_precision": PRECISION, "bertscore_recall": RECALL, "bertscore_f1": F1}
+_CONTEXT = ("context_field", "context_start")
+
+# The options a metric needs: one of them must be given.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "regex": ("pattern",),
+    "schema_valid": ("json_schema",),
+    **dict.fromkeys(BERTSCORES, ("bertscore_model",)),
+    "grounded_sentences": _CONTEXT,
+    "context_use": _CONTEXT,
+    "context_gain": _CONTEXT,
+}
+
 DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
-    "label": ("exact_match", "macro_f1", "loss", "bits_per_byte"),
+    "label": ("exact_match", "macro_f1", "ece", "brier", "loss", "bits_per_byte"),
     "json": ("json_field_f1", "json_exact", "json_valid", "loss", "bits_per_byte"),
-    "text": ("chrf", "token_f1", "exact_match", "loss", "bits_per_byte"),
+    "text": ("chrf", "rouge_l", "token_f1", "exact_match", "loss", "bits_per_byte"),
 }

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from tuner.artifact.divergence import Divergence
+from tuner.artifact.measured import Divergence, Timed
 from tuner.evaluate.intervals import Difference, Estimate
 
-Role = Literal["held_out", "ood", "transform", "abstention", "forgetting", "memorisation", "cost"]
+Role = Literal["held_out", "validation", "ood", "transform", "abstention", "forgetting", "memorisation", "cost"]
 ADAPTER = "adapter"
-__all__ = ["ADAPTER", "Contestant", "Difference", "Divergence", "Estimate", "MetricFacts", "Result", "Role", "Tick"]
+__all__ = ["ADAPTER", "Contestant", "Difference", "Divergence", "Estimate", "MetricFacts", "Result", "Role", "Tick", "Timed"]
 Tick = Callable[[int], None]  # told how many more items are done
 
 
@@ -76,5 +76,6 @@ class Contestant(Protocol):
     def completion_ids(self, question: Any, answer: str) -> list[int]: ...
     def divergences(self, texts: Sequence[str], done: Tick | None = None) -> list[Divergence]: ...
     def prompt_divergences(self, questions: Any, done: Tick | None = None) -> list[Divergence]: ...
+    def timed(self, questions: Any, max_new_tokens: int, done: Tick | None = None) -> list[Timed]: ...
     def as_base(self) -> Any: ...
     def without_system(self) -> Any: ...

@@ -5,49 +5,79 @@ It refuses nothing itself; records that share a prompt become one item with seve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from tuner.data.record import Message, Record
 from tuner.data.splits import OOD, Splits
+from tuner.evaluate.metric_context import context_of
+from tuner.evaluate.result import Role
+from tuner.evaluate.spec import MetricOptions
 from tuner.fingerprint import digest_json
+
+LONGEST_TRAIT = 60  # characters; a longer value is a text, not a group
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question. `where` is the place of the first record that asks it."""
+    """One question. `where` is the place of the first record that asks it, and `traits` are that record's columns, to slice by.
+
+    `context` is what was retrieved for it, where the recipe says how to find that, and `asked` its question without the context.
+    """
 
     messages: tuple[Message, ...]
     references: tuple[str, ...]
     where: str
+    traits: Mapping[str, str] = field(default_factory=dict)
+    context: str | None = None
+    asked: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """`role` is held_out or ood; `digest` identifies questions and references."""
+    """`digest` identifies questions and references; `facts` is what else is known of it, as JSON."""
 
     name: str
-    role: str
+    role: Role
     items: tuple[Item, ...]
     digest: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def build_suites(splits: Splits, take: int | None, seed: int) -> list[Suite]:
-    """A suite of every split that is read after training, in the recipe's order."""
-    return [_suite(name, splits[name], take, seed) for name in splits.suites if splits[name]]
+def build_suites(splits: Splits, take: int | None, seed: int, options: MetricOptions | None = None) -> list[Suite]:
+    """A suite of every split that is read after training, in the recipe's order. `options` say where an item's context stands."""
+    return [_suite(name, splits[name], take, seed, options or MetricOptions()) for name in splits.suites if splits[name]]
 
 
-def _suite(name: str, records: Sequence[Record], take: int | None, seed: int) -> Suite:
+def _suite(name: str, records: Sequence[Record], take: int | None, seed: int, options: MetricOptions) -> Suite:
     groups: dict[tuple[Message, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(record.prompt, []).append(record)
-    items = [Item(prompt, tuple(dict.fromkeys(r.completion for r in group)), group[0].where) for prompt, group in groups.items()]
+    items = [_item(group, options) for group in groups.values()]
     if take is not None and take < len(items):
         ranked = sorted(items, key=lambda i: digest_json([seed, [m.as_dict() for m in i.messages]]))
         chosen = {id(i) for i in ranked[:take]}
         items = [i for i in items if id(i) in chosen]
+    return suite_of(name.removeprefix(OOD), "ood" if name.startswith(OOD) else "held_out", items)
+
+
+def _item(group: Sequence[Record], options: MetricOptions) -> Item:
+    """Records that share a prompt, as one question with all their completions as references."""
+    first = group[0]
+    context, asked = context_of(first.question, first.extra, options) or (None, first.question)
+    return Item(first.prompt, tuple(dict.fromkeys(r.completion for r in group)), first.where, traits(first), context, asked)
+
+
+def suite_of(name: str, role: Role, items: Sequence[Item], **facts: Any) -> Suite:
+    """A suite of these items, with the digest of what they ask and accept."""
     digest = digest_json([[[m.as_dict() for m in i.messages], list(i.references)] for i in items])
-    return Suite(name.removeprefix(OOD), "ood" if name.startswith(OOD) else "held_out", tuple(items), digest)
+    return Suite(name, role, tuple(items), digest, facts)
+
+
+def traits(record: Record) -> dict[str, str]:
+    """The record's further columns that hold one short value: what a table of slices can be made of."""
+    return {name: str(value) for name, value in record.extra.items() if isinstance(value, (str, int, float)) and len(str(value)) <= LONGEST_TRAIT}
 
 
 def few_shot_examples(train: Sequence[Record], count: int, by_completion: bool, seed: int) -> list[Message]:

@@ -16,7 +16,7 @@ from tuner.report import numbers
 from tuner.safe_text import visible
 
 MOST_POINTS = 600
-BASE_Y, ADAPTER_Y = 17, 39  # pixels from the top of a suite's row
+FIRST_Y, LINE_Y = 17, 22  # pixels from the top of a suite's row
 ROOM = 15.0  # percent of the frame a printed value needs beside its whisker
 
 Point = tuple[float, float]
@@ -59,30 +59,74 @@ def _round_step(rough: float) -> float:
     return next(k * power for k in (1.0, 2.0, 2.5, 5.0, 10.0) if k * power >= rough * (1 - 1e-9))
 
 
-# --- base and adapter, one row a suite -----------------------------------------------------------------------------
+# --- contenders, one line each, one row a suite ----------------------------------------------------------------------
+
+MARKS = {  # three shapes and fills: the colour is never the only sign
+    "plain": Markup('<path class="mark" d="M0 -6L6 5L-6 5Z"/>'),
+    "base": Markup('<rect class="mark" x="-5" y="-5" width="10" height="10"/>'),
+    "adapter": Markup('<circle class="mark" r="5.5"/>'),
+}
 
 
-def suite_row(key: str, title: str, scale: Axis, base: Mapping[str, Any], ours: Mapping[str, Any]) -> Markup:
-    """Two dots with their 95 % whiskers on one scale: the best prompted base above (hollow square), the adapter below (filled circle)."""
-    grid = Markup("").join(_grid_line(scale, t) for t in scale.ticks)
-    told = f"best prompted base {numbers.value(base['value'])} {numbers.interval(base)}; adapter {numbers.value(ours['value'])} {numbers.interval(ours)}"
+@dataclass(frozen=True)
+class Mark:
+    """One contender in a row: `kind` of MARKS, what it is called aloud, and its estimate."""
+
+    kind: str
+    what: str
+    estimate: Mapping[str, Any]
+
+
+def suite_row(key: str, title: str, scale: Axis, marks: Sequence[Mark]) -> Markup:
+    """Each contender on its own line with its 95 % whisker, all on one scale."""
+    told = "; ".join(f"{m.what} {numbers.value(m.estimate['value'])} {numbers.interval(m.estimate)}" for m in marks)
+    lines = Markup("").join(_line_of(scale, m, FIRST_Y + LINE_Y * i) for i, m in enumerate(marks))
     return Markup(
-        '<svg class="track" width="100%" height="56" role="img" aria-labelledby="{key}-t {key}-d">'
-        '<title id="{key}-t">{title}</title><desc id="{key}-d">{told}</desc>{grid}'
-        '<g class="base">{whisker_b}<rect class="mark" x="{xb}" y="{yb}" width="10" height="10" transform="translate(-5 -5)"/>{text_b}</g>'
-        '<g class="adapter">{whisker_a}<circle class="mark" cx="{xa}" cy="{ya}" r="5.5"/>{text_a}</g></svg>'
-    ).format(
-        key=key, title=visible(title), told=told, grid=grid, xb=scale.at(base["value"]), yb=BASE_Y, xa=scale.at(ours["value"]), ya=ADAPTER_Y,
-        whisker_b=_whisker(scale, base, BASE_Y), whisker_a=_whisker(scale, ours, ADAPTER_Y),
-        text_b=_printed(scale, base, BASE_Y), text_a=_printed(scale, ours, ADAPTER_Y),
+        '<svg class="track" width="100%" height="{height}" role="img" aria-labelledby="{key}-t {key}-d">'
+        '<title id="{key}-t">{title}</title><desc id="{key}-d">{told}</desc>{grid}{lines}</svg>'
+    ).format(key=key, title=visible(title), told=visible(told), lines=lines, height=LINE_Y * len(marks) + 12, grid=grid_lines(scale))
+
+
+def _line_of(scale: Axis, mark: Mark, y: int) -> Markup:
+    return Markup('<g class="{kind}">{whisker}{mark}{said}</g>').format(
+        kind=mark.kind, whisker=whisker(scale, mark.estimate, y), mark=at_point(MARKS[mark.kind], scale.at(mark.estimate["value"]), str(y)),
+        said=_printed(scale, mark.estimate, y),
     )  # fmt: skip
+
+
+def at_point(shape: Markup, x: str, y: str) -> Markup:
+    """A shape drawn around a point given in percent; an inner svg carries it there, since a path knows no percent."""
+    return Markup('<svg x="{x}" y="{y}" width="1" height="1">{shape}</svg>').format(x=x, y=y, shape=shape)
+
+
+def grid_lines(scale: Axis) -> Markup:
+    return Markup("").join(_grid_line(scale, t) for t in scale.ticks)
+
+
+def difference_row(key: str, title: str, scale: Axis, found: Mapping[str, Any], kind: str) -> Markup:
+    """One paired difference with its 95 % whisker beside the line of no difference. `kind`: better, worse or same."""
+    told = f"difference {numbers.signed(found['value'])} {numbers.signed_interval(found)}"
+    return Markup(
+        '<svg class="track" width="100%" height="28" role="img" aria-labelledby="{key}-t {key}-d">'
+        '<title id="{key}-t">{title}</title><desc id="{key}-d">{told}</desc>{grid}<line class="zero" x1="{zero}" x2="{zero}" y1="0" y2="100%"/>'
+        '<g class="{kind}">{whisker}{mark}</g></svg>'
+    ).format(
+        key=key, title=visible(title), told=told, grid=grid_lines(scale), zero=scale.at(0.0), kind=kind,
+        whisker=whisker(scale, found, 14), mark=at_point(_DIAMOND, scale.at(found["value"]), "14"),
+    )  # fmt: skip
+
+
+_DIAMOND = Markup('<path class="mark" d="M0 -6L6 0L0 6L-6 0Z"/>')
 
 
 def _grid_line(scale: Axis, number: float) -> Markup:
     return Markup('<line class="grid" x1="{x}" x2="{x}" y1="0" y2="100%"/>').format(x=scale.at(number))
 
 
-def _whisker(scale: Axis, estimate: Mapping[str, Any], y: int) -> Markup:
+def whisker(scale: Axis, estimate: Mapping[str, Any], y: int) -> Markup:
+    """The interval with its two ends; nothing where there is none."""
+    if estimate["low"] is None or estimate["high"] is None:
+        return Markup("")
     low, high = scale.at(estimate["low"]), scale.at(estimate["high"])
     return Markup(
         '<line class="whisker" x1="{low}" x2="{high}" y1="{y}" y2="{y}"/><line class="whisker" x1="{low}" x2="{low}" y1="{top}" y2="{foot}"/>'
@@ -92,10 +136,12 @@ def _whisker(scale: Axis, estimate: Mapping[str, Any], y: int) -> Markup:
 
 def _printed(scale: Axis, estimate: Mapping[str, Any], y: int) -> Markup:
     """The value, where there is room: right of the whisker, left of it, else above the dot."""
-    if scale.percent(estimate["high"]) <= 100 - ROOM:
-        x, anchor, dx, dy = scale.at(estimate["high"]), "start", 7, 4
+    if estimate["low"] is None or estimate["high"] is None:
+        x, anchor, dx, dy = scale.at(estimate["value"]), "start", 9, 4
+    elif scale.percent(estimate["high"]) <= 100 - ROOM:
+        x, anchor, dx, dy = scale.at(estimate["high"]), "start", 10, 4
     elif scale.percent(estimate["low"]) >= ROOM:
-        x, anchor, dx, dy = scale.at(estimate["low"]), "end", -7, 4
+        x, anchor, dx, dy = scale.at(estimate["low"]), "end", -10, 4
     else:
         x, anchor, dx, dy = scale.at(estimate["value"]), "middle", 0, -7
     return Markup('<text x="{x}" y="{y}" dx="{dx}" dy="{dy}" text-anchor="{anchor}">{said}</text>').format(

@@ -44,7 +44,18 @@ def _digest(content: str) -> str:
 def _environment() -> Environment:
     made = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"line": line, "block": block, "short": short_digest, "moment": moment} | {
-        f.__name__: f for f in (numbers.value, numbers.signed, numbers.interval, numbers.signed_interval, numbers.p_value, numbers.count, numbers.seconds)
+        f.__name__: f
+        for f in (
+            numbers.value,
+            numbers.signed,
+            numbers.interval,
+            numbers.signed_interval,
+            numbers.p_value,
+            numbers.count,
+            numbers.seconds,
+            numbers.quantity,
+            numbers.signed_quantity,
+        )
     }
     return made
 

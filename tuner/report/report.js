@@ -2,34 +2,34 @@
   "use strict";
   var bar = document.getElementById("filters");
   if (!bar) return;
-  var wanted = { change: "", suite: "" };
+  var change = "";
+  var suite = document.getElementById("suite-filter");
+  var text = document.getElementById("text-filter");
   var status = document.getElementById("shown");
-  var sections = Array.prototype.slice.call(document.querySelectorAll("section.examples"));
+  var items = Array.prototype.slice.call(document.querySelectorAll("#answers > li"));
+  var texts = items.map(function (item) { return item.textContent.toLowerCase(); });
 
   function show() {
-    var shown = 0, all = 0;
-    sections.forEach(function (section) {
-      var here = 0;
-      section.querySelectorAll("li.example").forEach(function (item) {
-        var fits = (!wanted.suite || section.dataset.suite === wanted.suite) && (!wanted.change || item.dataset.change === wanted.change);
-        item.hidden = !fits;
-        here += fits ? 1 : 0;
-        all += 1;
-      });
-      section.hidden = here === 0;
-      shown += here;
+    var wanted = text.value.trim().toLowerCase();
+    var shown = 0;
+    items.forEach(function (item, i) {
+      var fits = (!change || item.dataset.change === change) && (!suite.value || item.dataset.suite === suite.value) && texts[i].indexOf(wanted) !== -1;
+      item.hidden = !fits;
+      shown += fits ? 1 : 0;
     });
-    status.textContent = shown === all ? all + " examples" : shown + " of " + all + " examples";
+    status.textContent = shown === items.length ? shown + " answers" : shown + " of " + items.length + " answers";
   }
 
   bar.addEventListener("click", function (event) {
     var button = event.target.closest("button");
     if (!button) return;
-    wanted[button.dataset.group] = button.dataset.value;
-    bar.querySelectorAll("button[data-group=" + button.dataset.group + "]").forEach(function (other) {
+    change = button.dataset.value;
+    bar.querySelectorAll("button").forEach(function (other) {
       other.setAttribute("aria-pressed", String(other === button));
     });
     show();
   });
+  suite.addEventListener("change", show);
+  text.addEventListener("input", show);
   bar.hidden = false;
 })();

@@ -19,10 +19,11 @@ from tuner.artifact.store import Version
 from tuner.data.record import Record
 from tuner.durable import ensure_folder, json_text, write_text
 from tuner.errors import refuse
+from tuner.evaluate.evidence import Graded, metric_names
 from tuner.evaluate.intervals import Difference, difference
 from tuner.evaluate.metrics import METRICS
-from tuner.evaluate.score import Graded, metric_names
 from tuner.fingerprint import digest_json
+from tuner.judging import answers_of
 from tuner.recipe import Recipe
 from tuner.studies.grading import Judge, adapter_parts, base_of, validation_suite, value_of
 from tuner.studies.runs import digest_of, finished, folder_of, name_of, opened, recipe_with, refuse_ranks, training_of
@@ -118,7 +119,7 @@ class Study:
         self.prepared = pipeline.prepare(recipe, listener)
         self.prepared.checked.raise_if_refused()
         self.metric = metric_names(recipe.evaluate, recipe.data.task)[1]
-        self.judge = Judge(recipe, validation_suite(self.prepared.splits, recipe), self.prepared.splits["train"], {})
+        self.judge = Judge(recipe, validation_suite(self.prepared.splits, recipe), self.prepared.splits["train"], answers_of(store))
         self.plan = pipeline.plan(self.prepared, store).plan
         self.parts = [self._part(share, nested(self.prepared.splits["train"], share, recipe.seed)) for share in fractions]
         sizes = [len(part.records) for part in self.parts]

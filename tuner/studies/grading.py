@@ -1,13 +1,12 @@
-"""Grading the runs of a study on validation, beside the prompted base, which is asked once for all of them.
+"""Grading the runs of a study on validation, beside the prompted base, whose answers are remembered and asked for once.
 
 Refuses a recipe without validation: held_out is read once, when the choice is made, and a study is how a choice is made.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,10 @@ from tuner.data.record import Record
 from tuner.data.splits import Splits
 from tuner.durable import ensure_folder, json_text, write_text
 from tuner.errors import refuse
+from tuner.evaluate.evidence import Graded, Material, evidence
 from tuner.evaluate.metrics import METRICS, Answer
-from tuner.evaluate.score import ADAPTER, Graded, grade
+from tuner.evaluate.remembered import Remembered
+from tuner.evaluate.result import ADAPTER
 from tuner.evaluate.suites import Suite, build_suites
 from tuner.fingerprint import digest_json
 from tuner.recipe import Recipe
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from tuner.artifact.adapter import Adapter
 
 SUITE = "validation"
-Memory = dict[str, Any]
 Show = Callable[[str, int, int], None]
 
 
@@ -38,52 +38,17 @@ def validation_suite(splits: Splits, recipe: Recipe) -> Suite:
         refuse(recipe.at("data"), "data.validation", "no validation records", "records to compare the runs of a study on (never held_out)",
                "add data.validation, or data.cut.validation: 0.1")  # fmt: skip
     (made,) = build_suites(Splits({"held_out": splits[SUITE]}, ()), recipe.evaluate.take, recipe.seed)
-    return replace(made, name=SUITE, role=SUITE)
-
-
-class OneBase:
-    """An adapter to be graded whose base answers each set of questions once: equal questions later get the remembered answers."""
-
-    def __init__(self, adapter: Adapter, memory: Memory):
-        self.adapter, self.memory, self.asks_base = adapter, memory, False
-
-    @contextlib.contextmanager
-    def as_base(self) -> Iterator[OneBase]:
-        self.asks_base = True
-        try:
-            with self.adapter.as_base():
-                yield self
-        finally:
-            self.asks_base = False
-
-    def answer_many(self, questions: Any, max_new_tokens: int, done: Callable[[int], None] | None = None) -> list[str]:
-        return self._once("answers", questions, max_new_tokens, lambda: self.adapter.answer_many(questions, max_new_tokens, done), done)  # type: ignore[no-any-return]
-
-    def label_scores(self, questions: Any, labels: Sequence[str], done: Callable[[int], None] | None = None) -> Any:
-        return self._once("labels", questions, list(labels), lambda: self.adapter.label_scores(questions, labels, done), done)
-
-    def losses(self, questions: Any, answers: Sequence[str], done: Callable[[int], None] | None = None) -> list[tuple[float, int]]:
-        return self._once("losses", questions, list(answers), lambda: self.adapter.losses(questions, answers, done), done)  # type: ignore[no-any-return]
-
-    def _once(self, what: str, questions: Any, how: Any, ask: Callable[[], Any], done: Callable[[int], None] | None) -> Any:
-        if not self.asks_base:
-            return ask()
-        key = digest_json([what, [[m.as_dict() for m in q] for q in questions], how])
-        if key not in self.memory:
-            self.memory[key] = ask()
-        elif done is not None:
-            done(len(questions))
-        return self.memory[key]
+    return replace(made, name=SUITE, role="validation")
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Grades adapters of one study: the same suite, the same few-shot examples, one base. `memory` holds what the base said."""
+    """Grades adapters of one study: the same suite, the same few-shot examples, one base. `memory` is the folder of what was answered."""
 
     recipe: Recipe
     suite: Suite
     examples: Sequence[Record]
-    memory: Memory
+    memory: Path
 
     @property
     def mark(self) -> str:
@@ -92,7 +57,9 @@ class Judge:
         return digest_json([*settings, [r.hash for r in self.examples]])
 
     def grade(self, adapter: Adapter, show: Show | None = None) -> Graded:
-        return grade(OneBase(adapter, self.memory), [self.suite], self.examples, self.recipe.evaluate, self.recipe.data.task, self.recipe.seed, show)
+        spec = self.recipe.evaluate.model_copy(update={"suites": ["held_out"]})
+        material = Material([self.suite], self.examples, (), self.recipe.data.task, self.recipe.seed, folder=self.recipe.path.parent)
+        return evidence(Remembered.of(adapter, self.memory, spec.batch), material, spec, show)
 
     def graded(self, adapter: Callable[[], Adapter], version: str, folder: Path, show: Show | None = None) -> Graded:
         """The grade kept in `folder` for exactly this version and suite; else a new one, kept there. `version` is its manifest's digest."""

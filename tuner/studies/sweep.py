@@ -19,9 +19,10 @@ from tuner.artifact.store import Version
 from tuner.catalog import choose
 from tuner.durable import Claim, ensure_folder, json_text, try_claim, write_text
 from tuner.errors import Problem, Refusal
+from tuner.evaluate.evidence import Graded
 from tuner.evaluate.metrics import METRICS
-from tuner.evaluate.score import Graded
 from tuner.fingerprint import digest_json
+from tuner.judging import answers_of
 from tuner.recipe import Recipe
 from tuner.studies.axes import Axis, axes_of, corners, grid
 from tuner.studies.grading import Judge, base_of, validation_suite, value_of
@@ -66,7 +67,7 @@ class Sweep:
         self._refuse_wrong_values()
         self.prepared = pipeline.prepare(recipe, listener)
         self.prepared.checked.raise_if_refused()
-        self.judge = Judge(recipe, validation_suite(self.prepared.splits, recipe), self.prepared.splits["train"], {})
+        self.judge = Judge(recipe, validation_suite(self.prepared.splits, recipe), self.prepared.splits["train"], answers_of(store))
         self.records = {split: self.prepared.splits.digest(split) for split in ("train", "validation")}
         said = [recipe.digest, self.records, objective, [asdict(axis) for axis in self.axes]]
         self.id = digest_json(said).removeprefix("sha256:")[:6]

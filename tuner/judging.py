@@ -1,0 +1,157 @@
+"""Judging a published version: every suite asked, the gate held against what was found, and the report written beside the version.
+
+It knows no training. It refuses what the rooms refuse; what was answered before is remembered in the store and not asked again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tuner.artifact.looks import look
+from tuner.artifact.store import Version, add_evaluation
+from tuner.data.splits import Splits
+from tuner.durable import json_text
+from tuner.errors import Problem, Refusal, refuse
+from tuner.evaluate.evidence import Graded, Material, evidence, metric_names
+from tuner.evaluate.gate import judge
+from tuner.evaluate.judge import open_judge
+from tuner.evaluate.metrics import catalogue
+from tuner.evaluate.perturb import SEVERITIES, TRANSFORMS
+from tuner.evaluate.remembered import Remembered
+from tuner.evaluate.spec import KINDS
+from tuner.evaluate.suites import build_suites
+from tuner.evaluate.transforms import families_of
+from tuner.fingerprint import digest_json, hardware
+from tuner.recipe import Recipe
+from tuner.report.write import write_report
+
+if TYPE_CHECKING:
+    from tuner.artifact.adapter import Adapter
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+class Listener(Protocol):
+    """Who is told how far the judging is."""
+
+    def stage(self, name: str, say: str) -> None: ...
+    def grading(self, what: str, done: int, total: int) -> None: ...
+
+
+def answers_of(store: Path) -> Path:
+    """Where a store keeps what models answered, so that an equal question is not asked again. May be deleted at any time."""
+    return store.resolve() / ".answers"
+
+
+def judged(recipe: Recipe, adapter: Adapter, splits: Splits, version: Version, listener: Listener) -> tuple[Path, dict[str, Any]]:
+    """Ask every suite of the recipe, add scores and answers beside the version in one step, write the report; gives the folder and the scores."""
+    store = version.folder.parent.parent
+    model = Remembered.of(adapter, answers_of(store), recipe.evaluate.batch)
+    graded = evidence(model, _material(recipe, adapter, splits, version), recipe.evaluate, listener.grading)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    facts: dict[str, Any] = {
+        "version": version.label, "created": created, "precision": str(adapter.precision), "allowed": list(adapter.allowed), "recipe_digest": recipe.digest,
+        "looks": _look(store, splits, version, adapter.manifest, created),
+    }  # fmt: skip
+    scores, broken_rule = _gated({**graded.scores, **facts}, recipe)
+    evaluation = _kept(version, scores, graded)
+    listener.stage("report", "writing the report")
+    write_report(version.folder, evaluation)  # from finished files: should it fail, no answer is lost
+    if broken_rule is not None:
+        raise broken_rule
+    return evaluation, scores
+
+
+def _material(recipe: Recipe, adapter: Adapter, splits: Splits, version: Version) -> Material:
+    return Material(
+        suites=build_suites(splits, recipe.evaluate.take, recipe.seed, recipe.evaluate.options),
+        train=splits["train"], held_out=splits["held_out"], validation=splits["validation"],
+        task=recipe.data.task, seed=recipe.seed, adapter_bytes=(version.folder / WEIGHTS).stat().st_size, machine=_machine(adapter),
+        system=recipe.template.system, canaries=recipe.data.canaries, folder=recipe.path.parent,
+    )  # fmt: skip
+
+
+def _machine(adapter: Adapter) -> dict[str, Any]:
+    """Where times are taken: the processor, and the device where it is another."""
+    device = adapter.precision.device
+    if device.startswith("cuda"):
+        import torch
+
+        return {**hardware(), "gpu": torch.cuda.get_device_name(device)}
+    return hardware()
+
+
+def _look(store: Path, splits: Splits, version: Version, manifest: Mapping[str, Any], created: str) -> dict[str, Any] | None:
+    """held_out was read again: noted in the store, by the digest of its records."""
+    if not splits["held_out"]:
+        return None
+    return look(store, splits.digest("held_out"), version.label, manifest["digest"], created)
+
+
+def _gated(scores: dict[str, Any], recipe: Recipe) -> tuple[dict[str, Any], Refusal | None]:
+    """The scores with the gate's ruling. A rule that names what is not there costs no answer: it is refused once everything is written."""
+    try:
+        return {**scores, "gate": judge(scores, recipe.gate.rules, recipe.at("gate", "rules")).as_dict()}, None
+    except Refusal as refusal:
+        return {**scores, "gate": None}, refusal
+
+
+def _kept(version: Version, scores: dict[str, Any], graded: Graded) -> Path:
+    def fill(stage: Path) -> None:
+        (stage / "scores.json").write_text(json_text(scores), encoding="utf-8")
+        (stage / "answers.jsonl").write_text("".join(_line(row) for row in graded.answers), encoding="utf-8")
+
+    return add_evaluation(version, f"{scores['created'][:10]}-{digest_json(scores)[7:13]}", fill)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, sort_keys=True, default=str) + "\n"
+
+
+# --- before the work -----------------------------------------------------------------------------------------------
+
+
+def refuse_wrong_choices(recipe: Recipe) -> None:
+    """Raises Refusal with every metric and gate rule of the recipe that names what cannot be there: before the training, not after it."""
+    spec, folder = recipe.evaluate, recipe.path.parent
+    names, _ = metric_names(spec, recipe.data.task, recipe.at("evaluate", "metrics"))
+    catalogue(spec.options, folder, names, recipe.at("evaluate", "options"))
+    families_of(spec.transforms)
+    if spec.judge is not None:
+        open_judge(spec.judge, folder, recipe.at("evaluate", "judge"))
+    answered = {"held_out", *recipe.data.ood}
+    changed = {f"{family}.{severity}" for family in TRANSFORMS for severity in SEVERITIES}
+    known = {*answered, *changed, *(set(KINDS) - {"ood", "transforms"})}
+    problems = []
+    for index, rule in enumerate(recipe.gate.rules or ()):
+        at = recipe.at("gate", "rules", index)
+        if rule.suite not in known:
+            problems.append(Problem(at, f"gate.rules[{index}].suite", repr(rule.suite), "one of: " + ", ".join(sorted(known - changed)) + ", or a transform "
+                                    "such as casual.2", "write a suite that this recipe runs"))  # fmt: skip
+        elif rule.suite in answered and rule.metric not in names:
+            problems.append(Problem(at, f"gate.rules[{index}].metric", repr(rule.metric), "one of: " + ", ".join(names), "add it to evaluate.metrics"))
+    if problems:
+        raise Refusal(problems)
+
+
+# --- a version's own recipe ----------------------------------------------------------------------------------------
+
+
+def recipe_place(recipe: Recipe, store: Path) -> str | None:
+    """Where the recipe lies as seen from the store's parent; None where it lies outside: no path of a machine goes into an artifact."""
+    home = store.resolve().parent
+    return recipe.path.relative_to(home).as_posix() if recipe.path.is_relative_to(home) else None
+
+
+def recipe_of(version: Version, manifest: Mapping[str, Any]) -> Path:
+    """The recipe file that a version was trained by, where it still lies. Raises Refusal where its place is not known or empty."""
+    place: str | None = manifest.get("recipe_file")
+    path = None if place is None else version.folder.parent.parent.resolve().parent / place
+    if path is None or not path.is_file():
+        refuse(version.label, "RECIPE", "no recipe file where it was at training" if place else "a recipe whose place was not kept", "the recipe to grade by",
+               f"tuner evaluate {version.label} RECIPE.yaml")  # fmt: skip
+    return path
