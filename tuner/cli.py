@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 import typer
 from rich.markup import escape
 
+from tuner import cli_evidence
+from tuner.cli_words import AllowChanged, AsJson, BaseFolder, Fresh, Name, Overrides, Profile, RecipeFile, Store, exit_by_verdict, load
 from tuner.errors import Exit, Refusal, Terminated, refuse
 from tuner.safe_text import visible
 from tuner.telling import Teller, err, for_terminal, interval_words, minutes, out, say_checked, say_parity, say_plan, say_run, shown_path
@@ -34,21 +36,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="One recipe file in, one versioned LoRA adapter out, with its evidence. Exit codes: 0 good, 1 bug, 2 refused input, "
-    "3 evaluated and not better, 4 a rank died or hung, 130/143 interrupted.",
+    "3 evaluated and not better (gate: failed), 4 gate undecided, 5 a rank died or hung, 130/143 interrupted.",
 )  # fmt: skip
-
-RecipeFile = Annotated[Path, typer.Argument(help="recipe file (YAML)", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(help="overrides, as key.path=value", show_default=False)]
-Profile = Annotated[str | None, typer.Option(help="a set of overrides the recipe defines under `profiles:`")]
-Store = Annotated[str | None, typer.Option(help="folder of versions; default: the recipe's artifact.store, or ./adapters")]
-BaseFolder = Annotated[str | None, typer.Option("--base", help="folder of the base model, when it was a local one")]
-Name = Annotated[str, typer.Argument(help="NAME@VERSION, or NAME for the latest", show_default=False)]
-Fresh = Annotated[bool, typer.Option("--fresh", help="remove an interrupted run of this name and start over")]
-AllowChanged = Annotated[
-    list[str] | None, typer.Option(metavar="KEY", help="go on with an interrupted run although this key was changed; repeatable; recorded")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
-
 
 # --- verbs ---------------------------------------------------------------------------------------------------------
 
@@ -58,14 +47,18 @@ def run(
     recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None, store: Store = None,
     reuse: Annotated[bool, typer.Option("--reuse", help="show a finished equal run instead of training again")] = False,
     fresh: Fresh = False, allow_changed: AllowChanged = None,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="train so many versions that differ in train.seed alone, and say what holds over all of them")] = 1,
 ) -> None:  # fmt: skip
     """Check, train, publish a version, grade it against the prompted base, write the report. An interrupted run goes on by itself."""
     if reuse and fresh:
         refuse("command line", "--reuse", "--reuse and --fresh", "one of them", "leave one out")
-    done = _pipeline(_recipe(recipe, overrides, profile), store, reuse=reuse, fresh=fresh, allow_changed=allow_changed)
+    if seeds > 1:
+        _run_seeds(recipe, overrides or [], profile, store, seeds)
+        return
+    done = _pipeline(load(recipe, overrides, profile), store, reuse=reuse, fresh=fresh, allow_changed=allow_changed)
     if done.version is not None:
         say_run(done)
-        _exit_by_verdict(done)
+        exit_by_verdict(done)
 
 
 @app.command()
@@ -73,26 +66,13 @@ def train(
     recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None, store: Store = None, fresh: Fresh = False, allow_changed: AllowChanged = None,
 ) -> None:  # fmt: skip
     """Check, train and publish a version, without grading it."""
-    done = _pipeline(_recipe(recipe, overrides, profile), store, grade_after=False, fresh=fresh, allow_changed=allow_changed)
+    done = _pipeline(load(recipe, overrides, profile), store, grade_after=False, fresh=fresh, allow_changed=allow_changed)
     if done.version is not None:
         out.print(f"published {done.version.label}  {shown_path(done.version.folder)}", soft_wrap=True)
 
 
-@app.command()
-def evaluate(name: Name, recipe: RecipeFile, overrides: Overrides = None, profile: Profile = None, store: Store = None) -> None:
-    """Grade a version on the suites of a recipe and add the evaluation beside it."""
-    from tuner import pipeline
-    from tuner.artifact.store import find
-
-    loaded = _recipe(recipe, overrides, profile)
-    version = find(Path(store or loaded.artifact.store), name)
-    with Teller() as teller:
-        teller.stage("data", "reading and checking records")
-        prepared = pipeline.prepare(loaded)
-        prepared.checked.raise_if_refused()
-        done = pipeline.evaluate(prepared, version, teller)
-    say_run(done)
-    _exit_by_verdict(done)
+for command in cli_evidence.COMMANDS:
+    app.command()(command)
 
 
 @app.command()
@@ -137,7 +117,7 @@ def _recipe_or_files(targets: list[str], profile: str | None, with_base: bool) -
     from tuner.recipe import recipe_for_files
 
     if Path(targets[0]).suffix.lower() in {".yaml", ".yml"}:
-        return _recipe(Path(targets[0]), targets[1:], profile), False
+        return load(Path(targets[0]), targets[1:], profile), False
     overrides = [t for t in targets if re.match(r"[a-z_]+(\.[A-Za-z0-9_-]+)*=", t)]
     for word, found in (("--with-base", with_base), ("--profile", profile is not None)):
         if found:
@@ -185,7 +165,7 @@ def select(
     """Choose fewer train records that keep its coverage, the worst left out. Writes the records, a reason for each, and a recipe."""
     from tuner import pipeline
 
-    loaded = _recipe(recipe, overrides, profile)
+    loaded = load(recipe, overrides, profile)
     with Teller() as teller:
         chosen = pipeline.select(loaded, count, drop_worst, output, teller)
     reasons = Counter(c.reason.split(":")[0] if c.rank else "left out: near a chosen one" if "asks nearly" in c.reason else c.reason for c in chosen.choices)
@@ -213,7 +193,7 @@ def preview(
     from tuner.report.preview_page import preview_page, refuse_other_file, write_private
     from tuner.template.preview import FIRST, Wanted, chosen, preview_counts, preview_text
 
-    loaded = _recipe(recipe, overrides, profile)
+    loaded = load(recipe, overrides, profile)
     _refuse_unwritable(html, "--html")
     _refuse_overwriting({"--html": html}, loaded)
     refuse_other_file(html, "--html")
@@ -254,7 +234,7 @@ def plan(
         return  # under a launcher the main rank alone speaks
     devices = [name for name in (gpu or "").split(",") if name]
     named(devices)  # a misspelt device is refused before the work
-    loaded = _recipe(recipe, overrides, profile)
+    loaded = load(recipe, overrides, profile)
     prepared = pipeline.prepare(loaded)
     prepared.checked.raise_if_refused()
     made = pipeline.plan(prepared, Path(store or loaded.artifact.store), devices)
@@ -278,7 +258,7 @@ def curve(
 
     shares = room.fractions_of(fractions)
     choose({"epochs": None, "steps": None}, same, "command line", "--same")
-    loaded = _recipe(recipe, overrides, profile)
+    loaded = load(recipe, overrides, profile)
     with Teller() as teller:
         study = room.Study(loaded, overrides or [], profile, shares, Path(store or loaded.artifact.store), teller, cast("room.Same", same))
         left = sum(part.done is None for part in study.parts)
@@ -311,7 +291,7 @@ def sweep(
     from tuner.studies.sweep import Sweep, ranked
 
     plain, lists = plain_and_varied(varied)
-    loaded = _recipe(recipe, plain, profile)
+    loaded = load(recipe, plain, profile)
     with Teller() as teller:
         study = Sweep(loaded, lists, plain, profile, Path(store or loaded.artifact.store), teller, trials=trials, objective=objective, storage=storage)
         done = len(study.done())
@@ -452,7 +432,7 @@ def show(
 ) -> None:  # fmt: skip
     """Print a recipe with every default filled in, a table of choices, or what a version is."""
     if what == "recipe":
-        _show_recipe(recipe, overrides, profile)
+        _showload(recipe, overrides, profile)
     elif what in TABLES:
         for name, line in TABLES[what]():
             out.print(f"{name:20} {line}", markup=False, soft_wrap=True)
@@ -460,12 +440,12 @@ def show(
         _show_version(what, store, as_json)
 
 
-def _show_recipe(recipe: Path | None, overrides: list[str] | None, profile: str | None) -> None:
+def _showload(recipe: Path | None, overrides: list[str] | None, profile: str | None) -> None:
     from tuner.recipe import recipe_text
 
     if recipe is None:
         refuse("command line", "show recipe", "no file", "a recipe file", "tuner show recipe recipes/quickstart.yaml")
-    sys.stdout.write(recipe_text(_recipe(recipe, overrides, profile)))
+    sys.stdout.write(recipe_text(load(recipe, overrides, profile)))
 
 
 def _show_version(name: str, store: str | None, as_json: bool) -> None:
@@ -541,12 +521,6 @@ TABLES: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
 # --- reading what the user gave ------------------------------------------------------------------------------------
 
 
-def _recipe(path: Path, overrides: list[str] | None, profile: str | None) -> Recipe:
-    from tuner.recipe import load_recipe
-
-    return load_recipe(path, overrides or [], profile)
-
-
 def _input_rows(path: Path | None) -> list[dict[str, Any]]:
     try:
         text = sys.stdin.read() if str(path) == "-" else Path(str(path)).read_text(encoding="utf-8")
@@ -588,6 +562,23 @@ def _question_of(row: dict[str, Any], number: int) -> Any:
     return question
 
 
+def _run_seeds(path: Path, overrides: list[str], profile: str | None, store: str | None, count: int) -> None:
+    """One version a seed; those that are there already are not trained again. Then the mean over seeds and items."""
+    from tuner.report.seeds_text import seeds_text
+    from tuner.studies.seeds import over, with_seed, write
+    from tuner.train.ranks import is_main
+
+    runs = []
+    for number in range(count):
+        done = _pipeline(with_seed(path, overrides, profile, number), store, reuse=True)
+        if done.version is not None:
+            say_run(done)
+            runs.append(done)
+    if is_main():
+        found = over(runs)
+        out.print(f"\n{seeds_text(found)}\nwritten: {shown_path(write(found, runs[-1]))}", markup=False, soft_wrap=True)
+
+
 # --- running ------------------------------------------------------------------------------------------------------------
 
 
@@ -610,11 +601,6 @@ def _note_single_process() -> None:
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         err.print("note: accelerate started one process although several were asked for. On CPUs write `accelerate launch --multi_gpu "
                   "--num_processes N -m tuner …` (its name for torchrun). Going on with one; the result is the same, slower.", markup=False)  # fmt: skip
-
-
-def _exit_by_verdict(done: Run) -> None:
-    if done.scores and done.verdict != "better":
-        raise typer.Exit(Exit.NOT_BETTER)
 
 
 # --- the way out ---------------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ class Exit(IntEnum):
     BUG = 1
     REFUSED = 2
     NOT_BETTER = 3
-    RANK_LOST = 4
+    UNDECIDED = 4
+    RANK_LOST = 5
     INTERRUPTED = 130
     TERMINATED = 143
 

@@ -596,7 +596,8 @@ def _job(
     parent = from_main(lambda: _parent(prepared, store))
     return Job(
         train=prepared.rows["train"], validation=prepared.rows.get("validation", []), method=recipe.method, spec=recipe.train,
-        precision=planned.precision, path=planned.way, seed=recipe.seed, pad_id=prepared.encoder.pad_id, scratch=scratch, new_ids=prepared.encoder.new_ids,
+        precision=planned.precision, path=planned.way, seed=recipe.training_seed,
+        pad_id=prepared.encoder.pad_id, scratch=scratch, new_ids=prepared.encoder.new_ids,
         parent=None if parent is None else parent.folder, run=run,
         resume=None if resume is None else folder_in(resume.checkpoint.path, resume.checkpoint.step), stopper=stopper,
         trackers=_trackers(prepared, store, run, resume, listener),

@@ -132,7 +132,7 @@ class Planner:
 
     def _steps(self, way: TrainPath) -> Steps:
         spec = self.recipe.train
-        batching = Batching(way.packed, way.grouped, way.micro_tokens, spec.tokens_per_step, spec.records_per_step, self.recipe.seed, world_size())
+        batching = Batching(way.packed, way.grouped, way.micro_tokens, spec.tokens_per_step, spec.records_per_step, self.recipe.training_seed, world_size())
         return Steps(self.rows.lengths, batching, spec.epochs, spec.max_steps)
 
     def _validations(self, steps: Steps) -> int:

@@ -89,6 +89,17 @@ class Recipe(Section):
         """The file as written."""
         return self._text
 
+    def with_evaluate(self, **changes: Any) -> Recipe:
+        """The same recipe, from the same file, graded otherwise."""
+        made = self.model_copy(update={"evaluate": self.evaluate.model_copy(update=changes)})
+        made._document, made._path, made._text = self._document, self._path, self._text
+        return made
+
+    @property
+    def training_seed(self) -> int:
+        """What the initial weights, the order of rows and dropout follow from; cuts and suites follow from `seed` alone."""
+        return self.seed if self.train.seed is None else self.train.seed
+
     def at(self, *place: str | int) -> str:
         """file:line of a key, for refusals of rooms further down."""
         return self._document.at(place) if self._document is not None else self._path.name

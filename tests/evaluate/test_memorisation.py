@@ -55,7 +55,7 @@ def test_what_was_kept_is_found_by_every_measure(kept: Result) -> None:
     assert ours["extractable"].low > 0.5
     assert ours["reachable"].low > 0.5
     assert ours["membership_auc"].low > 0.9
-    assert ours["elicited"].low > 0.5
+    assert ours["elicited"].low > kept.values["base"]["elicited"].high
     assert kept.facts["invalid"] == []
 
 
@@ -121,6 +121,17 @@ def test_short_completions_are_not_asked_to_be_recited_and_many_records_give_tru
     assert any(n["measure"] == "extraction" and "completions of 1 tokens in the middle" in n["words"] for n in found.facts["not_measured"])
     assert found.values["adapter"]["membership_tpr"].n == 600
     _recomputed(found)
+
+
+def test_a_label_that_held_out_lacks_does_not_make_membership_invalid(encoder: Any) -> None:
+    """Labels that one group alone has are left out of the comparison; free text is compared whole."""
+    train = [record(f"train {i}", ("red", "green", "none")[i % 3], "train", i + 1) for i in range(90)]
+    held_out = [record(f"held {i}", ("red", "green")[i % 2], "held_out", i + 1) for i in range(60)]
+    found = measured(fitted(encoder, TRAIN, 0), train, held_out)
+    assert found.facts["compared"] == {"members": 60, "controls": 60}
+    assert found.values["adapter"]["membership_auc"].n == 120
+    assert found.facts["invalid"] == []
+    assert measured(fitted(encoder, TRAIN, 0), TRAIN, HELD_OUT).facts["compared"] == {"members": 24, "controls": 30}
 
 
 def test_with_nothing_to_measure_it_says_so(encoder: Any) -> None:

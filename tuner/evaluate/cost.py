@@ -6,6 +6,7 @@ paid for with every question. It refuses nothing; times are of the machine that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from tuner.evaluate.suites import Item, Suite, suite_of
 
 QUESTIONS = {"small": 6, "full": 20}  # of fewer than six paired items no test can say p < 0.05
 NEW_TOKENS = {"small": 16, "full": 64}
+POSITIVE = (0.0, math.inf)
 FACTS = {
     "prompt_tokens": MetricFacts("mean tokens of a question as it is asked", False),
     "first_token_seconds": MetricFacts("mean seconds until the first token of an answer, one question at a time", False),
@@ -44,7 +46,7 @@ def cost(
     new_tokens = min(max_new_tokens, NEW_TOKENS[profile])
     times = {c.name: _timed(model, c, items, new_tokens, tick) for c in priced(contenders)}
     parts = {c: _parts(of) for c, of in times.items()}
-    values = {c: {m: estimate(p, _ratio, False, resamples, seed) for m, p in of.items()} for c, of in parts.items()}
+    values = {c: {m: estimate(p, _ratio, False, resamples, seed, bounds=POSITIVE) for m, p in of.items()} for c, of in parts.items()}
     values[ADAPTER]["adapter_bytes"] = Estimate(float(adapter_bytes), 1, float(adapter_bytes), float(adapter_bytes), "the size of one file")
     rows = [_row(i, item, c, of[i]) for c, of in times.items() for i, item in enumerate(items)]
     facts = {"of": asked.name, "max_new_tokens": new_tokens, "machine": dict(machine), "words": f"one question at a time on {_where(machine)}"}
@@ -84,7 +86,7 @@ def _differences(parts: Mapping[str, Mapping[str, Any]], resamples: int, seed: i
     baseline = others[-1]
     return {
         metric: difference(numbers, parts[baseline][metric], _ratio, binary=False, higher_is_better=FACTS[metric].higher_is_better, baseline=baseline,
-                           resamples=resamples, seed=seed)
+                           resamples=resamples, seed=seed, bounds=POSITIVE)
         for metric, numbers in parts[ADAPTER].items()
     }  # fmt: skip
 

@@ -30,7 +30,7 @@ def graded(suite: Suite, said: Mapping[str, Said], metrics: Mapping[str, Metric]
     """A suite's result: every metric of every contender that has it."""
     parts = {name: parts_of(one, metrics) for name, one in said.items()}
     values = {
-        c: {m: estimate(p.numbers, metrics[m].combine, metrics[m].binary, resamples, seed) for m, p in of.items()} for c, of in parts.items()
+        c: {m: estimate(p.numbers, metrics[m].combine, metrics[m].binary, resamples, seed, bounds=metrics[m].bounds) for m, p in of.items()} for c, of in parts.items()
     }  # fmt: skip
     differences = {}
     for name, metric in metrics.items():
@@ -44,7 +44,15 @@ def graded(suite: Suite, said: Mapping[str, Said], metrics: Mapping[str, Metric]
 def paired(ours: Any, theirs: Any, metric: Metric, baseline: str, resamples: int, seed: int) -> Difference:
     """The adapter's numbers against a baseline's, item by item."""
     return difference(
-        ours, theirs, metric.combine, binary=metric.binary, higher_is_better=metric.higher_is_better, baseline=baseline, resamples=resamples, seed=seed
+        ours,
+        theirs,
+        metric.combine,
+        binary=metric.binary,
+        higher_is_better=metric.higher_is_better,
+        baseline=baseline,
+        resamples=resamples,
+        seed=seed,
+        bounds=metric.bounds,
     )
 
 

@@ -209,9 +209,10 @@ def _count(found: Estimate) -> str:
 
 
 def _membership(reads: Sequence[_Read], sheet: Sheet) -> None:
-    members, controls = _of(reads, "member"), _of(reads, "control")
+    members, controls = _alike(_of(reads, "member"), _of(reads, "control"))
+    sheet.facts["compared"] = {"members": len(members), "controls": len(controls)}
     if min(len(members), len(controls)) < LEAST:
-        sheet.skip("membership", f"{len(members)} train and {len(controls)} held_out records: at least {LEAST} of each are needed")
+        sheet.skip("membership", f"{len(members)} train and {len(controls)} held_out records to compare: at least {LEAST} of each are needed")
         return
     _score_gains([*members, *controls], ("membership_auc", "membership_relative_auc"), "base_control_auc", sheet)
     control = sheet.auc("base_control_auc", BASE, *GROUPS[:2], "control: minus the base's nats a token; its interval must hold 0.5")
@@ -229,6 +230,14 @@ def _membership(reads: Sequence[_Read], sheet: Sheet) -> None:
     if found.high < 0.5:
         words = f"the adapter knows held_out better than train (AUC {_interval(found)}, below chance): held_out was trained on, or train was not"
         _caught("membership_auc", words, sheet)
+
+
+def _alike(first: list[_Read], second: list[_Read]) -> tuple[list[_Read], list[_Read]]:
+    """Both groups; where completions repeat, as labels do, without those that only one of them has: a label that held_out lacks tells them apart."""
+    if len({r.record.completion for r in first}) > len(first) / 2:
+        return first, second
+    both = {r.record.completion for r in first} & {r.record.completion for r in second}
+    return [r for r in first if r.record.completion in both], [r for r in second if r.record.completion in both]
 
 
 def _score_gains(reads: Sequence[_Read], metrics: Sequence[str], control: str, sheet: Sheet) -> None:
@@ -255,7 +264,7 @@ def _true_positives(members: Sequence[_Read], controls: Sequence[_Read], sheet: 
 
 def _held_out(reads: Sequence[_Read], sheet: Sheet) -> None:
     """Was held_out trained on, with train or without? Validation has its source and was not: the adapter must not know one better than the other."""
-    controls, watched = _of(reads, "control"), _of(reads, "watched")
+    controls, watched = _alike(_of(reads, "control"), _of(reads, "watched"))
     if min(len(controls), len(watched)) < LEAST:
         return
     _score_gains([*controls, *watched], ("held_out_auc",), "held_out_control_auc", sheet)

@@ -67,6 +67,15 @@ class Metric:
     applies: Callable[[Answer], bool] = always
     neutral: bool = False
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Least and largest value; None where neither is known."""
+        if self.neutral:
+            return 0.0, math.inf
+        if self.higher_is_better:
+            return (0.0, 1.0) if self.best == 1.0 else None
+        return self.best, math.inf
+
     def facts(self) -> MetricFacts:
         """The metric as scores.json keeps it; the signature of the library or model that computes it belongs to what it is."""
         what = self.what if self.signature is None else f"{self.what} [{self.signature()}]"

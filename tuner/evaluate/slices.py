@@ -43,11 +43,11 @@ def slices(
 
 def _row(field: str, value: str, ours: Numbers, theirs: Numbers, metric: Metric, baseline: str, resamples: int, seed: int) -> dict[str, Any]:
     found = difference(ours, theirs, metric.combine, binary=metric.binary, higher_is_better=metric.higher_is_better, baseline=baseline,
-                       resamples=resamples, seed=seed)  # fmt: skip
+                       resamples=resamples, seed=seed, bounds=metric.bounds)  # fmt: skip
     return {
         "field": field, "value": value, "n": len(ours),
-        "adapter": estimate(ours, metric.combine, metric.binary, resamples, seed).as_dict(),
-        "baseline": estimate(theirs, metric.combine, metric.binary, resamples, seed).as_dict(),
+        "adapter": estimate(ours, metric.combine, metric.binary, resamples, seed, bounds=metric.bounds).as_dict(),
+        "baseline": estimate(theirs, metric.combine, metric.binary, resamples, seed, bounds=metric.bounds).as_dict(),
         "difference": found.as_dict(),
     }  # fmt: skip
 

@@ -101,7 +101,7 @@ class EvaluateSpec(Section):
     few_shot: int = Field(8, ge=1, le=64, description="worked examples in the few-shot prompt, taken from train")
     max_new_tokens: int = Field(64, ge=1, description="longest answer (tokens)")
     batch: int = Field(32, ge=1, description="prompts answered together")
-    resamples: int = Field(10_000, ge=1000, description="bootstrap resamples behind each interval")
+    resamples: int = Field(10_000, ge=1000, description="bootstrap resamples behind each interval, and random swaps behind each p")
     take: int | None = Field(None, ge=1, description="grade at most this many items of each suite, chosen by seed and content hash")
     judge: JudgeSpec | None = Field(None, description="another model as judge of held_out's answers, opt-in: what is judged leaves this machine")
     transforms: TransformsSpec = Field(default_factory=TransformsSpec, description="built-in changes of held_out")

@@ -143,6 +143,7 @@ class KernelSpec(Section):
 class TrainSpec(Section):
     """Optimisation. The batch is in tokens per optimiser step, over all ranks; how it is cut into forward passes changes no result."""
 
+    seed: int | None = Field(None, ge=0, le=2**32 - 1, description="seed of the initial weights, the order of rows and dropout; default: the recipe's seed")
     epochs: float = Field(1.0, gt=0, le=1000, description="passes over the training rows")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimiser steps, whatever `epochs` says")
     tokens_per_step: int = Field(4096, ge=1, description="tokens in one optimiser step, padding left out, summed over ranks and micro-batches")

@@ -1,0 +1,152 @@
+"""The commands that judge a version: evaluate, gate, compare, report.
+
+They refuse to judge what was not measured: a gate without an evaluation is refused, a rule without its suite is undecided.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuner.cli_words import AsJson, Name, Profile, Store, exit_by_verdict, load
+from tuner.errors import Exit, refuse
+from tuner.telling import Teller, err, out, say_run, shown_path
+
+if TYPE_CHECKING:
+    from tuner.artifact.store import Version
+    from tuner.evaluate.spec import Kind
+    from tuner.recipe import Recipe
+
+Suites = Annotated[list[str] | None, typer.Option("--suite", help="run these alone (held_out is always asked); repeatable: ood, transforms, abstention, …")]
+Words = Annotated[list[str] | None, typer.Argument(metavar="[RECIPE] [OVERRIDES]...", help="default: the recipe it was trained by", show_default=False)]
+
+
+def evaluate(name: Name, words: Words = None, suite: Suites = None, profile: Profile = None, store: Store = None) -> None:
+    """Ask every suite of a recipe, and add the evaluation and its report beside the version. What was answered before is not asked again."""
+    from tuner import pipeline
+
+    version, loaded = _version_and_recipe(name, words or [], profile, store)
+    if suite:
+        loaded = loaded.with_evaluate(suites=_kinds(suite))
+    with Teller() as teller:
+        teller.stage("data", "reading and checking records")
+        prepared = pipeline.prepare(loaded)
+        prepared.checked.raise_if_refused()
+        done = pipeline.evaluate(prepared, version, teller)
+    say_run(done)
+    exit_by_verdict(done)
+
+
+def _version_and_recipe(name: str, words: list[str], profile: str | None, store: str | None) -> tuple[Version, Recipe]:
+    """The version, and the recipe to grade it by: the one named, or its own where that still lies."""
+    from tuner.artifact.manifest import read_manifest
+    from tuner.artifact.store import find
+    from tuner.judging import recipe_of
+
+    if words and not _is_override(words[0]):
+        loaded = load(Path(words[0]), words[1:], profile)
+        return find(Path(store or loaded.artifact.store), name), loaded
+    version = find(Path(store or "adapters"), name)
+    manifest = read_manifest(version.folder)
+    loaded = load(recipe_of(version, manifest), words, profile)
+    if not words and profile is None and loaded.digest != manifest["recipe_digest"]:
+        err.print(f"note: {shown_path(loaded.path)} was changed since {version.label} was trained by it; graded as it is now", markup=False, soft_wrap=True)
+    return version, loaded
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not Path(word).is_file()
+
+
+def _kinds(names: list[str]) -> list[Kind]:
+    from tuner.catalog import choose
+    from tuner.evaluate.spec import KINDS
+
+    return [choose({kind: kind for kind in KINDS}, name, "command line", "--suite") for name in names]
+
+
+def gate(
+    name: Name,
+    recipe: Annotated[Path | None, typer.Argument(help="a recipe whose gate is used; default: the version's own", show_default=False)] = None,
+    store: Store = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """May it ship? Each rule, what was found, what was needed. Exit 0 when all hold, 3 when one fails, 4 when too few items decide."""
+    from tuner.durable import json_text
+    from tuner.evaluate.gate import judge
+    from tuner.report.gate_text import gate_text
+
+    version, folder = _evaluated(name, store)
+    own = recipe if recipe is not None else version.folder / "resolved.yaml"
+    rules = load(own, [], None).gate.rules
+    ruled = judge(_json(folder / "scores.json"), rules, str(own)).as_dict()
+    if as_json:
+        sys.stdout.write(json_text({"version": version.label, "evaluation": folder.name, **ruled}))
+    else:
+        out.print(f"{version.label}, evaluation {folder.name}\n{gate_text(ruled)}", markup=False, soft_wrap=True)
+    code = {"pass": Exit.GOOD, "fail": Exit.NOT_BETTER, "undecided": Exit.UNDECIDED}[ruled["outcome"]]
+    if code:
+        raise typer.Exit(code)
+
+
+def compare(
+    first: Name, second: Name, store: Store = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Two versions on the items both were asked: each suite and metric, the paired difference and its interval."""
+    from tuner.durable import json_text
+    from tuner.evaluate.compare import compare as compared
+    from tuner.report.compare_text import compare_text
+
+    (a, folder_a), (b, folder_b) = _evaluated(first, store), _evaluated(second, store)
+    scores_a, scores_b = _json(folder_a / "scores.json"), _json(folder_b / "scores.json")
+    found = compared(_rows(folder_a), _rows(folder_b), {**metric_facts(scores_a), **metric_facts(scores_b)}, name_a=a.label, name_b=b.label,
+                     seed=scores_a["seed"], resamples=scores_a["settings"]["resamples"])  # fmt: skip
+    if as_json:
+        sys.stdout.write(json_text(found))
+    else:
+        out.print(compare_text(found), markup=False, soft_wrap=True)
+
+
+def report(name: Name, store: Store = None) -> None:
+    """Write the report of the latest evaluation again from its files, and print it as Markdown."""
+    from tuner.report.write import write_report
+    from tuner.telling import for_terminal
+
+    version, folder = _evaluated(name, store)
+    write_report(version.folder, folder)
+    sys.stdout.write(for_terminal((folder / "report.md").read_text(encoding="utf-8")))
+    err.print(f"written: {shown_path(folder / 'report.html')}, report.md, report.json", markup=False, soft_wrap=True)
+
+
+def _evaluated(name: str, store: str | None) -> tuple[Version, Path]:
+    """A version and its latest evaluation. Raises Refusal where it has none."""
+    from tuner.artifact.store import find, latest_evaluation
+
+    version = find(Path(store or "adapters"), name)
+    folder = latest_evaluation(version)
+    if folder is None:
+        refuse(version.label, "evaluations", "none yet", "a version that was evaluated", f"tuner evaluate {version.label}")
+    return version, folder
+
+
+def metric_facts(scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each metric is, by suite.metric."""
+    known = scores["metrics"]
+    return {f"{suite}.{name}": facts for suite, found in scores["suites"].items() for name, facts in (found.get("metrics") or known).items()}
+
+
+def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+    with (folder / "answers.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+COMMANDS = (evaluate, gate, compare, report)
