@@ -95,7 +95,7 @@ def recipe_file(tmp_path: Path, tiny_base: Path) -> Callable[..., Path]:
             },
             "template": {"system": "Name the colour.", "max_tokens": 128},
             "train": {"epochs": 1, "records_per_step": 8, "peak_learning_rate": 1e-3, "log_every_steps": 1},
-            "evaluate": {"few_shot": 3, "max_new_tokens": 4, "resamples": 1000},
+            "evaluate": {"suites": ["held_out", "ood"], "few_shot": 3, "max_new_tokens": 4, "resamples": 1000},
         }  # fmt: skip
         recipe.update(sections)
         path = tmp_path / "recipe.yaml"

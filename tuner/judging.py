@@ -6,13 +6,15 @@ It knows no training. It refuses what the rooms refuse; what was answered before
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tuner.artifact.looks import look
 from tuner.artifact.store import Version, add_evaluation
+from tuner.data.canaries import Canary, canaries
+from tuner.data.spec import CanarySpec
 from tuner.data.splits import Splits
 from tuner.durable import json_text
 from tuner.errors import Problem, Refusal, refuse
@@ -71,8 +73,14 @@ def _material(recipe: Recipe, adapter: Adapter, splits: Splits, version: Version
         suites=build_suites(splits, recipe.evaluate.take, recipe.seed, recipe.evaluate.options),
         train=splits["train"], held_out=splits["held_out"], validation=splits["validation"],
         task=recipe.data.task, seed=recipe.seed, adapter_bytes=(version.folder / WEIGHTS).stat().st_size, machine=_machine(adapter),
-        system=recipe.template.system, canaries=recipe.data.canaries, folder=recipe.path.parent,
+        system=recipe.template.system, canaries=_planted(adapter.manifest), folder=recipe.path.parent,
     )  # fmt: skip
+
+
+def _planted(manifest: Mapping[str, Any]) -> Sequence[Canary]:
+    """The canaries that this version was trained on, whatever the recipe says now."""
+    found = manifest["data"].get("canaries")
+    return canaries(CanarySpec.model_validate({k: v for k, v in found.items() if k != "seed"}), found["seed"]) if found else ()
 
 
 def _machine(adapter: Adapter) -> dict[str, Any]:

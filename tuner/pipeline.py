@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 
 from tuner.artifact.store import Version
 from tuner.base import Base, guard_tokenizer, resolve_base
+from tuner.data.canaries import CANARIES, planted
 from tuner.data.checks import CHECKS
 from tuner.data.doctor import Checked, examine, refuse_wrong_choices
 from tuner.data.findings import SEVERITY, Finding, Scene, finding, remark
 from tuner.data.record import Message, Record
 from tuner.data.spec import CutSpec, SourceSpec
-from tuner.data.splits import Splits, read_splits, sources_of
+from tuner.data.splits import REHEARSAL, Splits, read_splits, sources_of
 from tuner.durable import ensure_folder, json_text
 from tuner.errors import Problem, Refusal, refuse
 from tuner.fingerprint import git_state, hardware, library_versions
@@ -40,7 +41,7 @@ from tuner.judging import refuse_wrong_choices as refuse_wrong_rules
 from tuner.recipe import Recipe, recipe_text
 from tuner.safe_text import quoted
 from tuner.template.conditions import content_conditions
-from tuner.template.row_cache import rows_from_main, rows_of
+from tuner.template.row_cache import rows_from_main, rows_of, speaking
 from tuner.template.tokens import Encoder, Row, open_encoder
 from tuner.train import trackers
 from tuner.train.ranks import from_each, from_main, is_main, part, watched, world_size
@@ -128,7 +129,13 @@ class Prepared(Diagnosed):
     @cached_property
     def rows_and_entry(self) -> tuple[dict[str, list[Row]], Path | None]:
         """Every kept record as tokens, by split, and where they lie for the other ranks (tuner.template.row_cache)."""
-        return rows_of(self.encoder, self.splits.records, shared=world_size() > 1)
+        return rows_of(self.encoder, {**self.splits.records, **self.planted}, shared=world_size() > 1)
+
+    @property
+    def planted(self) -> dict[str, list[Record]]:
+        """The canaries that the recipe asks for, as a split of their own: no check sees them, and no number counts them as data."""
+        spec = self.recipe.data.canaries
+        return {} if spec is None else {CANARIES: planted(spec, self.recipe.seed, self.splits["train"])}
 
     @property
     def rows(self) -> dict[str, list[Row]]:
@@ -157,6 +164,15 @@ class Run:
     @property
     def verdict(self) -> str | None:
         return self.scores["verdict"]["word"] if self.scores else None
+
+
+TRAINED = ("train", REHEARSAL, CANARIES)  # the splits whose rows are fitted, in this order
+
+
+def trained_rows(rows: Mapping[str, Sequence[Row]]) -> Sequence[Row]:
+    """Every row that is fitted: train's, general records rehearsed, canaries planted."""
+    more = [rows[split] for split in TRAINED[1:] if rows.get(split)]
+    return rows["train"] if not more else [row for of in (rows["train"], *more) for row in of]
 
 
 # --- data and template ---------------------------------------------------------------------------------------------
@@ -246,7 +262,9 @@ def count_tokens(encoder: Encoder, records: Sequence[Record]) -> tuple[NDArray[n
     """(N, 2) tokens of prompt and completion as they will be trained, and a finding for each record that cannot be rendered."""
     counts = np.zeros((len(records), 2), dtype=np.int32)
     refused: list[Finding] = []
-    for index, (record, row) in enumerate(encoder.rows_or_refusals(records)):
+    general = [r.split == REHEARSAL for r in records]
+    encoded = _encoded(encoder, records) if any(general) else encoder.rows_or_refusals(records)
+    for index, (record, row) in enumerate(encoded):
         if not isinstance(row, Row):
             problem = row.problems[0]
             refused.append(replace(finding(record, "NOT_RENDERED", problem.field, problem.found, problem.accepted, problem.try_), check="template"))
@@ -262,6 +280,12 @@ def count_tokens(encoder: Encoder, records: Sequence[Record]) -> tuple[NDArray[n
                              "nothing is needed: the prompt that is served decides, in training too")  # fmt: skip
             refused.append(replace(merged, check="boundary"))
     return counts, refused
+
+
+def _encoded(encoder: Encoder, records: Sequence[Record]) -> Iterator[tuple[Record, Row | Refusal]]:
+    """Each record with its row or refusal, in their order, each split by its own encoder."""
+    by_split = {split: iter(list(speaking(encoder, split).rows_or_refusals([r for r in records if r.split == split]))) for split in {r.split for r in records}}
+    return (next(by_split[record.split]) for record in records)
 
 
 def with_base_findings(prepared: Prepared, listener: Listener = QUIET) -> Prepared:
@@ -362,7 +386,7 @@ def plan(prepared: Prepared, store: Path | None = None, devices: Sequence[str] =
 
     rows, encoder = prepared.rows, prepared.encoder
     parent = _parent(prepared, store or Path(prepared.recipe.artifact.store))
-    planner = Planner(prepared.recipe, prepared.base, rows["train"], rows.get("validation", []), encoder.pad_id, encoder.new_ids, parent)
+    planner = Planner(prepared.recipe, prepared.base, trained_rows(rows), rows.get("validation", []), encoder.pad_id, encoder.new_ids, parent)
     return planner.plan(store, devices)
 
 
@@ -571,7 +595,8 @@ def _fingerprint(prepared: Prepared | Handed, planned: Planned, store: Path) -> 
 
     versions = {name: number for name, number in library_versions().items() if name not in ("datasets", "bitsandbytes") or prepared.recipe.base.load != "auto"}
     return fingerprint(
-        prepared.recipe.model_dump(mode="json"), data={s: _rows_digest(prepared.rows.get(s, [])) for s in ("train", "validation")},
+        prepared.recipe.model_dump(mode="json"),
+        data={"train": _rows_digest(trained_rows(prepared.rows)), "validation": _rows_digest(prepared.rows.get("validation", []))},
         base={"weights": prepared.base.weight_digest}, tokenizer=prepared.encoder.tokenizer_digest, versions=versions, world_size=world_size(),
         hardware={"device": planned.precision.device.partition(":")[0], "precision": str(planned.precision)},
         way={k: v for k, v in planned.way.as_dict().items() if k != "why"}, parent="none" if parent is None else parent["manifest_digest"],
@@ -595,7 +620,7 @@ def _job(
     recipe = prepared.recipe
     parent = from_main(lambda: _parent(prepared, store))
     return Job(
-        train=prepared.rows["train"], validation=prepared.rows.get("validation", []), method=recipe.method, spec=recipe.train,
+        train=trained_rows(prepared.rows), validation=prepared.rows.get("validation", []), method=recipe.method, spec=recipe.train,
         precision=planned.precision, path=planned.way, seed=recipe.training_seed,
         pad_id=prepared.encoder.pad_id, scratch=scratch, new_ids=prepared.encoder.new_ids,
         parent=None if parent is None else parent.folder, run=run,
@@ -745,7 +770,8 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
             "dropped": _dropped(prepared),
             "redacted": dict(prepared.checked.redacted),
             "findings": {severity: counts[severity] for severity in ("error", "warning", "note")},
-            "trained": len(prepared.rows["train"]),
+            "trained": len(trained_rows(prepared.rows)),
+            "canaries": None if recipe.data.canaries is None else {**recipe.data.canaries.model_dump(mode="json"), "seed": recipe.seed},
         },
         "template": {
             "spec": recipe.template.model_dump(mode="json"),

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tuner.catalog import choose
-from tuner.data.canaries import canaries
+from tuner.data.canaries import Canary
 from tuner.data.record import Record
-from tuner.data.spec import CanarySpec
 from tuner.errors import refuse
 from tuner.evaluate.contenders import LOSS, ZERO_SHOT, Contender, Said, ask, contenders, label_names
 from tuner.evaluate.cost import QUESTIONS, cost, priced
@@ -48,7 +47,7 @@ class Material:
     adapter_bytes: int = 0
     machine: Mapping[str, Any] = field(default_factory=dict)
     system: str | None = None
-    canaries: CanarySpec | None = None
+    canaries: Sequence[Canary] = ()
     folder: Path = Path()
 
 
@@ -271,10 +270,9 @@ def _memorisation(asking: Asking) -> None:
     from tuner.evaluate.memorisation import memorisation, ticks
 
     m, spec = asking.material, asking.spec
-    planted = canaries(m.canaries, m.seed) if m.canaries is not None else []
-    tick = asking.tick("memorisation", ticks(m.train, m.held_out, planted, spec.memorisation, spec.profile, m.validation))
+    tick = asking.tick("memorisation", ticks(m.train, m.held_out, m.canaries, spec.memorisation, spec.profile, m.validation))
     asking.keep(
-        memorisation(asking.model, m.train, m.held_out, planted, spec.memorisation, spec.profile, m.seed, spec.resamples, tick, m.validation)
+        memorisation(asking.model, m.train, m.held_out, m.canaries, spec.memorisation, spec.profile, m.seed, spec.resamples, tick, m.validation)
     )  # fmt: skip
 
 

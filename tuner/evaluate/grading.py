@@ -29,9 +29,7 @@ class Parts:
 def graded(suite: Suite, said: Mapping[str, Said], metrics: Mapping[str, Metric], resamples: int, seed: int) -> Result:
     """A suite's result: every metric of every contender that has it."""
     parts = {name: parts_of(one, metrics) for name, one in said.items()}
-    values = {
-        c: {m: estimate(p.numbers, metrics[m].combine, metrics[m].binary, resamples, seed, bounds=metrics[m].bounds) for m, p in of.items()} for c, of in parts.items()
-    }  # fmt: skip
+    values = {c: {m: valued(p.numbers, metrics[m], resamples, seed) for m, p in of.items()} for c, of in parts.items()}
     differences = {}
     for name, metric in metrics.items():
         baseline = best_of_base(values, name, metric.higher_is_better)
@@ -39,6 +37,11 @@ def graded(suite: Suite, said: Mapping[str, Said], metrics: Mapping[str, Metric]
             differences[name] = paired(parts[ADAPTER][name].numbers, parts[baseline][name].numbers, metric, baseline, resamples, seed)
     found = {name: m.facts() for name, m in metrics.items() if any(name in of for of in parts.values())}
     return Result(suite.name, suite.role, len(suite.items), suite.digest, found, values, differences, dict(suite.facts), answer_rows(suite, said, parts))
+
+
+def valued(numbers: Any, metric: Metric, resamples: int, seed: int) -> Estimate:
+    """A contender's value with its interval."""
+    return estimate(numbers, metric.combine, metric.binary, resamples, seed, bounds=metric.bounds)
 
 
 def paired(ours: Any, theirs: Any, metric: Metric, baseline: str, resamples: int, seed: int) -> Difference:

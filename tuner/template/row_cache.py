@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from tuner.base import cache_folder
 from tuner.data.record import Record
+from tuner.data.splits import REHEARSAL
 from tuner.durable import ensure_folder, seal, staging
 from tuner.errors import refuse
 from tuner.fingerprint import digest_file, digest_json, library_versions
@@ -100,13 +101,18 @@ def rows_of(encoder: Encoder, records: Mapping[str, Sequence[Record]], *, shared
             with contextlib.suppress(OSError):
                 os.utime(entry)
             return {split: list(rows) for split, rows in kept.items()}, entry
-    made = {split: encoder.rows(of) for split, of in records.items()}
+    made = {split: speaking(encoder, split).rows(of) for split, of in records.items()}
     if shared:
         write_rows(entry, made)
     elif keep:
         with contextlib.suppress(OSError):  # a full or read-only disk: these rows are not needed there
             write_rows(entry, made)
     return made, entry if shared else None
+
+
+def speaking(encoder: Encoder, split: str) -> Encoder:
+    """The encoder of a split: general records are rehearsed as they would be asked elsewhere, without the recipe's system prompt."""
+    return encoder.without_system() if split == REHEARSAL else encoder
 
 
 def rows_folder() -> Path:
