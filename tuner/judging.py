@@ -6,29 +6,32 @@ It knows no training. It refuses what the rooms refuse; what was answered before
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tuner.artifact.looks import look
-from tuner.artifact.store import Version, add_evaluation
+from tuner.artifact.store import Version, add_evaluation, evaluations, versions
 from tuner.data.canaries import Canary, canaries
 from tuner.data.spec import CanarySpec
 from tuner.data.splits import Splits
 from tuner.durable import json_text
 from tuner.errors import Problem, Refusal, refuse
 from tuner.evaluate.evidence import Graded, Material, evidence, metric_names
+from tuner.evaluate.forgetting import bought
 from tuner.evaluate.gate import judge
 from tuner.evaluate.judge import open_judge
+from tuner.evaluate.lm_eval import SMALL_TAKE, lm_eval_tasks, refuse_missing
 from tuner.evaluate.metrics import catalogue
 from tuner.evaluate.perturb import SEVERITIES, TRANSFORMS
 from tuner.evaluate.remembered import Remembered
+from tuner.evaluate.result import Result
 from tuner.evaluate.spec import KINDS
 from tuner.evaluate.suites import build_suites
 from tuner.evaluate.transforms import families_of
 from tuner.fingerprint import digest_json, hardware
-from tuner.recipe import Recipe
+from tuner.recipe import Recipe, load_recipe
 from tuner.report.write import write_report
 
 if TYPE_CHECKING:
@@ -59,6 +62,8 @@ def judged(recipe: Recipe, adapter: Adapter, splits: Splits, version: Version, l
         "version": version.label, "created": created, "precision": str(adapter.precision), "allowed": list(adapter.allowed), "recipe_digest": recipe.digest,
         "looks": _look(store, splits, version, adapter.manifest, created),
     }  # fmt: skip
+    if recipe.data.rehearsal is not None and "forgetting" in graded.scores["suites"]:
+        facts["rehearsal"] = _bought(recipe, version, graded)
     scores, broken_rule = _gated({**graded.scores, **facts}, recipe)
     evaluation = _kept(version, scores, graded)
     listener.stage("report", "writing the report")
@@ -74,6 +79,7 @@ def _material(recipe: Recipe, adapter: Adapter, splits: Splits, version: Version
         train=splits["train"], held_out=splits["held_out"], validation=splits["validation"],
         task=recipe.data.task, seed=recipe.seed, adapter_bytes=(version.folder / WEIGHTS).stat().st_size, machine=_machine(adapter),
         system=recipe.template.system, canaries=_planted(adapter.manifest), folder=recipe.path.parent,
+        harness=_harness(recipe, adapter),
     )  # fmt: skip
 
 
@@ -81,6 +87,17 @@ def _planted(manifest: Mapping[str, Any]) -> Sequence[Canary]:
     """The canaries that this version was trained on, whatever the recipe says now."""
     found = manifest["data"].get("canaries")
     return canaries(CanarySpec.model_validate({k: v for k, v in found.items() if k != "seed"}), found["seed"]) if found else ()
+
+
+def _harness(recipe: Recipe, adapter: Adapter) -> Callable[[], Result] | None:
+    """lm-evaluation-harness over the loaded model, where the recipe names tasks of it."""
+    spec = recipe.evaluate
+    asked = spec.forgetting
+    if not asked.tasks:
+        return None
+    folder = None if asked.tasks_folder is None else recipe.path.parent / asked.tasks_folder
+    take = asked.tasks_take or (SMALL_TAKE if spec.profile == "small" else None)
+    return lambda: lm_eval_tasks(adapter.decoder.model, adapter.version.folder, asked.tasks, folder, take, spec.batch, spec.resamples, recipe.seed)
 
 
 def _machine(adapter: Adapter) -> dict[str, Any]:
@@ -98,6 +115,52 @@ def _look(store: Path, splits: Splits, version: Version, manifest: Mapping[str, 
     if not splits["held_out"]:
         return None
     return look(store, splits.digest("held_out"), version.label, manifest["digest"], created)
+
+
+# --- what rehearsal bought -----------------------------------------------------------------------------------------
+
+_TRAINING = ("seed", "base", "data", "template", "method", "train")  # the sections that decide an adapter
+
+
+def _bought(recipe: Recipe, version: Version, graded: Graded) -> dict[str, Any]:
+    """Forgetting beside that of the version that differs in data.rehearsal alone; where there is none, how to make it."""
+    twin = _twin(recipe, version)
+    if twin is None:
+        how = f"tuner run {recipe.path.name} data.rehearsal=null"
+        return {"words": f"what the general records bought was not measured: no version of {version.name} differs in data.rehearsal alone ({how})"}
+    other, folder = twin
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n") if '"suite": "forgetting"' in line]
+    found = bought([r for r in graded.answers if r["suite"] == "forgetting"], rows, recipe.evaluate.resamples, recipe.seed)
+    text = found["differences"].get("text_loss")
+    said = "" if text is None else f"; neutral text costs {text['value']:+.3f} [{text['low']:+.3f}, {text['high']:+.3f}] nats a token more than without them"
+    return {
+        **found,
+        "without": other.label,
+        "words": f"general records against {other.label}, which had none: {found['verdict']} on {found['items']} items{said}",
+    }
+
+
+def _twin(recipe: Recipe, version: Version) -> tuple[Version, Path] | None:
+    """The newest version of the same name that was trained by the same choices without general records, and its newest evaluation of forgetting."""
+    wanted = _choices(recipe)
+    for other, manifest in reversed(versions(version.folder.parent.parent)):
+        if other.name != version.name or manifest is None or "rehearsal" in manifest["data"]["splits"]:
+            continue
+        if _choices(load_recipe(other.folder / "resolved.yaml")) != wanted:
+            continue
+        for folder in evaluations(other):
+            if "forgetting" in json.loads((folder / "scores.json").read_text(encoding="utf-8"))["suites"]:
+                return other, folder
+    return None
+
+
+def _choices(recipe: Recipe) -> dict[str, Any]:
+    """What decides an adapter, general records left out."""
+    whole = recipe.model_dump(mode="json", include=set(_TRAINING))
+    return {**whole, "data": {k: v for k, v in whole["data"].items() if k != "rehearsal"}}
+
+
+# --- the gate, and what is kept ------------------------------------------------------------------------------------
 
 
 def _gated(scores: dict[str, Any], recipe: Recipe) -> tuple[dict[str, Any], Refusal | None]:
@@ -129,6 +192,7 @@ def refuse_wrong_choices(recipe: Recipe) -> None:
     names, _ = metric_names(spec, recipe.data.task, recipe.at("evaluate", "metrics"))
     catalogue(spec.options, folder, names, recipe.at("evaluate", "options"))
     families_of(spec.transforms)
+    refuse_missing(spec.forgetting.tasks, recipe.at("evaluate", "forgetting", "tasks"))
     if spec.judge is not None:
         open_judge(spec.judge, folder, recipe.at("evaluate", "judge"))
     answered = {"held_out", *recipe.data.ood}

@@ -350,6 +350,7 @@ def _with_files(recipe: Recipe, files: Mapping[str, object], folder: Path) -> Re
     own = {split: SourceSpec(files=[f"{split}.jsonl"], source=_origin(recipe, split)[0], as_of=_origin(recipe, split)[1]) for split in files}
     data = recipe.data
     elsewhere = {
+        REHEARSAL: _rebased(data.rehearsal, recipe.path.parent, folder),
         "validation": _rebased(data.validation, recipe.path.parent, folder),
         "held_out": _rebased(data.held_out, recipe.path.parent, folder),
         "production": _rebased(data.production, recipe.path.parent, folder),

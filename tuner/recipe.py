@@ -348,7 +348,7 @@ def _came_from(document: Document, path: list[str], line: int | None, origin: st
 
 
 def _is_source(path: list[str]) -> bool:
-    return path[0] == "data" and (path[1:] in (["train"], ["validation"], ["held_out"]) or (len(path) == 3 and path[1] == "ood"))
+    return path[0] == "data" and (path[1:] in (["train"], ["rehearsal"], ["validation"], ["held_out"]) or (len(path) == 3 and path[1] == "ood"))
 
 
 # --- validation ----------------------------------------------------------------------------------------------------

@@ -104,3 +104,13 @@ def test_answers_end_at_the_stop_token_and_at_the_limit(decoder: Decoder, prompt
     for answer in decoder.greedy(prompts, max_new_tokens=3):
         assert len(answer) <= 3
         assert not encoder.stop_ids.intersection(answer)
+
+
+def test_a_prompt_s_own_choices_are_as_far_apart_as_a_pass_for_each_says(decoder: Decoder, model: Any, prompts: list[list[int]], encoder: Any) -> None:
+    texts = [[f"The answer is {w}." for w in ("ten", "eleven thousand", f"{row} hundred and one", "no")][: 2 + row % 3] for row in range(len(prompts))]
+    texts[0] = ["a", "b"]  # one token and the stop: nothing in common
+    candidates = [[encoder.completion_ids([Message("user", "x")], t) for t in of] for of in texts]
+    for prompt, of, found in zip(prompts, candidates, decoder.choices(prompts, candidates), strict=True):
+        wanted = [-naive_losses(model, prompt, c) for c in of]
+        assert [f - found[0] for f in found] == pytest.approx([w - wanted[0] for w in wanted], abs=2e-3)
+    assert len({len(of) for of in candidates}) == 3

@@ -75,6 +75,14 @@ class Adapter:
         with self._adapter_state():
             return self.decoder.likelihoods(prompts, candidates, done)
 
+    def choice_nats(self, questions: Sequence[Question], answers: Sequence[Sequence[str]], done: Done | None = None) -> list[list[float]]:
+        """Negative log-likelihood (nats) of each of a question's own answers, stop token included, less what all of them begin with."""
+        prompts = [self.prompt_ids(q) for q in questions]
+        candidates = [[self.completion_ids(q, a) for a in of] for q, of in zip(questions, answers, strict=True)]
+        self._refuse_too_long(prompts, max(len(c) for of in candidates for c in of))
+        with self._adapter_state():
+            return [[-score for score in of] for of in self.decoder.choices(prompts, candidates, done)]
+
     def losses(self, questions: Sequence[Question], answers: Sequence[str], done: Done | None = None) -> list[tuple[float, int]]:
         """(summed nats, tokens) of each given answer after its question, stop token included."""
         return [(sum(nats), len(nats)) for nats in self.token_nats(questions, answers, done)]

@@ -73,6 +73,28 @@ class Decoder:
                 done(len(rows))
         return scores
 
+    @torch.inference_mode()
+    def choices(
+        self, prompts: Sequence[list[int]], candidates: Sequence[Sequence[list[int]]], done: Callable[[int], None] | None = None
+    ) -> list[list[float]]:  # fmt: skip
+        """Log-probability in nats of each of a prompt's own candidates, less that of the tokens these all begin with, which are run once.
+
+        What is left out is the same for all candidates of a prompt: their order and the probabilities among them are those of the whole texts.
+        """
+        begun = [_common_beginning(of) for of in candidates]
+        asked_for = [list(p) + list(of[0][:n]) for p, of, n in zip(prompts, candidates, begun, strict=True)]
+        tails = [[list(c[n:]) for c in of] for of, n in zip(candidates, begun, strict=True)]
+        if not _full_attention(self.model.config):
+            each = iter(self.losses([(p, c) for p, of in zip(asked_for, tails, strict=True) for c in of], done))
+            return [[-next(each) for _ in of] for of in tails]
+        scores: list[list[float]] = [[] for _ in prompts]
+        for rows, asked in self._batches(asked_for):
+            for row, found in zip(rows, self._own_scores(asked, [tails[i] for i in rows]), strict=True):
+                scores[row] = found
+            if done is not None:
+                done(len(rows))
+        return scores
+
     def losses(self, pairs: Sequence[tuple[list[int], list[int]]], done: Callable[[int], None] | None = None) -> list[float]:
         """Summed negative log-likelihood (nats) of each completion after its prompt, teacher-forced."""
         return [sum(nats) for nats in self.token_nats(pairs, done)]
@@ -232,6 +254,31 @@ class Decoder:
         later = said - torch.stack([row.float().logsumexp(-1) for row in out.logits])  # row by row: (B, T, V) in fp32 is large
         return first.index_add(1, owner, later)
 
+    def _own_scores(self, asked: _Asked, candidates: Sequence[Sequence[list[int]]]) -> list[list[float]]:
+        """As `_candidate_scores`, each row with candidates of its own: they follow its prompt one after the other, none seeing another."""
+        first = asked.logits.float().log_softmax(-1)
+        scores = [[float(first[row, c[0]]) for c in of] for row, of in enumerate(candidates)]
+        longest = max(sum(len(c) - 1 for c in of) for of in candidates)
+        if not longest:
+            return scores
+        owner = torch.full((len(candidates), longest), -1)
+        depth, ids = torch.zeros_like(owner), torch.full_like(owner, self.pad_id)
+        for row, of in enumerate(candidates):
+            fed = [(k, d, token) for k, c in enumerate(of) for d, token in enumerate(c[:-1])]
+            owner[row, : len(fed)], depth[row, : len(fed)], ids[row, : len(fed)] = torch.tensor(fed).view(-1, 3).unbind(1)
+        real = owner >= 0
+        owner, depth, ids = owner.to(self.device), depth.to(self.device), ids.to(self.device)
+        sees = (owner[:, :, None] == owner[:, None, :]) & (depth[:, None, :] <= depth[:, :, None])
+        known = asked.mask.bool()[:, None, None, :].expand(-1, 1, longest, -1)
+        mask = torch.cat([known, sees[:, None]], dim=-1)
+        with head_on(self.bare, real.to(self.device)):
+            out = self.bare(input_ids=ids, attention_mask=mask, position_ids=asked.positions + 1 + depth, past_key_values=asked.cache, use_cache=True)
+        wanted = torch.tensor([token for of in candidates for c in of for token in c[1:]], device=self.device)
+        nats = torch.nn.functional.cross_entropy(out.logits.squeeze(0).float(), wanted, reduction="none").tolist()
+        for (row, place), own in zip(real.nonzero().tolist(), nats, strict=True):
+            scores[row][int(owner[row, place])] -= own
+        return scores
+
     def _teacher_forced(self, pairs: list[tuple[list[int], list[int]]], shared: int, cache: Any) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
         """Logits (N, V) in fp32 that predict every completion token, pair after pair; the tokens themselves (N,); how many are each pair's."""
         before = self.virtual_tokens + shared
@@ -254,6 +301,13 @@ class Decoder:
 
 def _longest_first(pairs: Sequence[tuple[list[int], list[int]]]) -> list[int]:
     return sorted(range(len(pairs)), key=lambda i: -(len(pairs[i][0]) + len(pairs[i][1])))
+
+
+def _common_beginning(candidates: Sequence[list[int]]) -> int:
+    """How many tokens all candidates begin with, leaving each at least one."""
+    first, last = min(candidates), max(candidates)
+    limit = min(len(c) for c in candidates) - 1
+    return next((i for i in range(limit) if first[i] != last[i]), limit)
 
 
 def _last(ids: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,10 @@ Show = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Material:
-    """What an evaluation is made from: the suites of the recipe, the records trained on, and what is known of the adapter."""
+    """What an evaluation is made from: the suites of the recipe, the records trained on, and what is known of the adapter.
+
+    `harness` runs the tasks of lm-evaluation-harness that the recipe names.
+    """
 
     suites: Sequence[Suite]
     train: Sequence[Record]
@@ -49,6 +52,7 @@ class Material:
     system: str | None = None
     canaries: Sequence[Canary] = ()
     folder: Path = Path()
+    harness: Callable[[], Result] | None = None
 
 
 @dataclass(frozen=True)
@@ -264,6 +268,8 @@ def _forgetting(asking: Asking) -> None:
     spec, seed = asking.spec, asking.material.seed
     tick = asking.tick("forgetting", ticks(spec.forgetting, spec.profile))
     asking.keep(forgetting(asking.model, spec.forgetting, spec.profile, seed, spec.resamples, tick))
+    if asking.material.harness is not None:
+        asking.keep(asking.material.harness())
 
 
 def _memorisation(asking: Asking) -> None:

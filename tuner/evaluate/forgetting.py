@@ -46,7 +46,7 @@ def sizes(spec: ForgettingSpec, profile: Profile) -> dict[Kind, int]:
 def ticks(spec: ForgettingSpec, profile: Profile) -> int:
     """How many items `forgetting` tells its tick of."""
     of = sizes(spec, profile)
-    asked = 4 * of["probes"] + of["instructions"] + of["problems"] * (1 if profile == "small" else 2)
+    asked = of["probes"] + of["instructions"] + of["problems"] * (1 if profile == "small" else 2)
     return 2 * asked + of["passages"] + len(everyday_prompts())
 
 
@@ -73,10 +73,10 @@ def _both(model: Contestant, ask: Callable[[], Any]) -> dict[str, Any]:
 def _choices(model: Contestant, count: int, seed: int, tick: Tick | None) -> Rows:
     """The likeliest of four answers, by the sum of the nats of all its tokens, its stop token included."""
     probes = generate(count, seed)
-    questions, answers = [p.question for p in probes for _ in p.options], [o for p in probes for o in p.options]
+    questions, answers = [p.question for p in probes], [list(p.options) for p in probes]
     rows: Rows = []
-    for contender, found in _both(model, lambda: model.losses(questions, answers, tick)).items():
-        nats = np.array([n for n, _ in found], dtype=np.float64).reshape(-1, 4)
+    for contender, found in _both(model, lambda: model.choice_nats(questions, answers, tick)).items():
+        nats = np.array(found, dtype=np.float64)
         for item, (probe, own) in enumerate(zip(probes, np.where(np.isfinite(nats), nats, np.inf), strict=True)):
             right = float(int(own.argmin()) == probe.right and math.isfinite(own[probe.right]))
             rows.append({

@@ -82,7 +82,7 @@ def _words(answer: str) -> list[str]:
 
 def _has_text(answer: str, wanted: Any) -> bool:
     """The very letters, in their case."""
-    return wanted in answer
+    return str(wanted) in answer
 
 
 def _has_word(answer: str, wanted: Any) -> bool:
@@ -92,12 +92,12 @@ def _has_word(answer: str, wanted: Any) -> bool:
 
 
 def _has_at_most(answer: str, wanted: Any) -> bool:
-    return 0 < len(_words(answer)) <= wanted
+    return 0 < len(_words(answer)) <= int(wanted)
 
 
 def _begins_with(answer: str, wanted: Any) -> bool:
     words = _words(answer)
-    return len(words) > 1 and words[0].lower() == wanted
+    return len(words) > 1 and words[0].lower() == str(wanted)
 
 
 def _has_field(answer: str, wanted: Any) -> bool:

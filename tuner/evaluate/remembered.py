@@ -54,6 +54,10 @@ class Remembered:
 
         return np.array(self._each(["labels", list(labels)], _keys(questions), ask, done), dtype=np.float64).reshape(len(questions), len(labels))
 
+    def choice_nats(self, questions: Any, answers: Sequence[Sequence[str]], done: Tick | None = None) -> list[list[float]]:
+        keys = _keys(questions, [list(of) for of in answers])
+        return self._each(["choices"], keys, lambda at, tick: self.model.choice_nats(_at(questions, at), _at(answers, at), tick), done)
+
     def losses(self, questions: Any, answers: Sequence[str], done: Tick | None = None) -> list[tuple[float, int]]:
         found = self._each(
             ["losses"], _keys(questions, answers), lambda at, tick: [list(one) for one in self.model.losses(_at(questions, at), _at(answers, at), tick)], done
@@ -78,7 +82,7 @@ class Remembered:
         def numbers(at: list[int], tick: Tick) -> list[list[float]]:
             return [[d.tokens, d.base_nats, d.adapter_nats, d.kl_nats, d.same_first] for d in ask(at, tick)]
 
-        found = self._each([what, self._marks["base"]], keys, numbers, done)
+        found = self._each([what, self._marks], keys, numbers, done)  # both models, in either state
         return [Divergence(int(tokens), ours, theirs, apart, int(same)) for tokens, ours, theirs, apart, same in found]
 
     def timed(self, questions: Any, max_new_tokens: int, done: Tick | None = None) -> list[Timed]:
@@ -131,10 +135,10 @@ class Remembered:
 
     def _write(self, file: str, found: dict[str, Any]) -> None:
         """One write of whole lines, synced; it starts on a line of its own, should the last one have been torn."""
-        text = "\n" + "".join(json.dumps([digest, value], ensure_ascii=False) + "\n" for digest, value in found.items())
+        text = "\n" + "".join(json.dumps([digest, value]) + "\n" for digest, value in found.items())
         handle = os.open(self.folder / f"{file}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(handle, text.encode("utf-8", "surrogatepass"))
+            os.write(handle, text.encode("ascii"))
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -144,11 +148,11 @@ def _read(path: Path) -> dict[str, Any]:
     """What a file holds, line by line; a line that was torn is left out, and so asked again."""
     known: dict[str, Any] = {}
     try:
-        lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+        lines = path.read_bytes().decode("ascii", "replace").split("\n")
     except FileNotFoundError:
         return known
     for line in lines:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             entry = json.loads(line)
             if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str):
                 known[entry[0]] = entry[1]
