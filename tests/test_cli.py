@@ -117,9 +117,10 @@ def test_show_prints_every_table_from_the_code() -> None:
     from tuner.base import BASES
     from tuner.data.checks import CHECKS
     from tuner.evaluate.metrics import METRICS
+    from tuner.evaluate.perturb import TRANSFORMS
     from tuner.train.methods import METHODS
 
-    for table, rows in {"checks": CHECKS, "metrics": METRICS, "methods": METHODS, "bases": BASES}.items():
+    for table, rows in {"checks": CHECKS, "metrics": METRICS, "transforms": TRANSFORMS, "methods": METHODS, "bases": BASES}.items():
         process = tuner("show", table)
         assert process.returncode == 0
         assert all(name in process.stdout for name in rows)
@@ -133,10 +134,22 @@ def test_every_command_stands_in_the_readme_with_every_exit_code() -> None:
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = sorted(get_command(app).commands)  # type: ignore[attr-defined]
-    assert len(commands) == 15
+    assert len(commands) == 18
     for name in commands:
         assert f"`tuner {name}" in readme, name
     assert all(re.search(rf"\b{int(code)}\b", readme) for code in Exit)
+
+
+def test_every_metric_transform_and_suite_stands_in_the_readme() -> None:
+    from tuner.evaluate.metrics import METRICS
+    from tuner.evaluate.perturb import TRANSFORMS
+    from tuner.evaluate.spec import KINDS
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = [*METRICS, *TRANSFORMS, *KINDS]
+    assert len(names) == 29 + 12 + 7 and not [name for name in names if f"`{name}`" not in readme]
+    for transform, row in TRANSFORMS.items():
+        assert f"| `{transform}` | {row.what}" in readme
 
 
 def test_the_recipe_in_the_readme_is_the_one_that_runs() -> None:

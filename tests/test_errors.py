@@ -144,4 +144,13 @@ def test_a_limit_cuts_and_marks_the_cut() -> None:
 
 
 def test_exit_codes_are_the_documented_ones() -> None:
-    assert {e.name: int(e) for e in Exit} == {"GOOD": 0, "BUG": 1, "REFUSED": 2, "NOT_BETTER": 3, "RANK_LOST": 4, "INTERRUPTED": 130, "TERMINATED": 143}
+    assert {e.name: int(e) for e in Exit} == {
+        "GOOD": 0,
+        "BUG": 1,
+        "REFUSED": 2,
+        "NOT_BETTER": 3,
+        "UNDECIDED": 4,
+        "RANK_LOST": 5,
+        "INTERRUPTED": 130,
+        "TERMINATED": 143,
+    }
