@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tuner import pipeline
+from tuner.evaluate.spec import Kind
 from tuner.recipe import Recipe, load_recipe
 
 
@@ -24,11 +25,26 @@ def check(recipe: str | Path | Recipe, *, overrides: Sequence[str] = (), profile
 
 
 def evaluate(
-    name: str, recipe: str | Path | Recipe, *, overrides: Sequence[str] = (), profile: str | None = None, store: str | Path | None = None
+    name: str,
+    recipe: str | Path | Recipe | None = None,
+    *,
+    suites: Sequence[Kind] | None = None,
+    overrides: Sequence[str] = (),
+    profile: str | None = None,
+    store: str | Path | None = None,
 ) -> pipeline.Run:
-    """Grade a published version on the suites of a recipe, and add the evaluation beside it. Raises Refusal."""
-    from tuner.artifact.store import find
+    """Ask a published version the suites of a recipe (default: the one it was trained by), and add the evaluation beside it. Raises Refusal.
 
-    prepared = pipeline.prepare(_as_recipe(recipe, overrides, profile))
+    `suites` names some of tuner.evaluate.spec.KINDS; held_out is always asked.
+    """
+    from tuner.artifact.manifest import read_manifest
+    from tuner.artifact.store import find
+    from tuner.judging import recipe_of
+
+    if recipe is None:
+        version = find(Path(store or "adapters"), name)
+        recipe = recipe_of(version, read_manifest(version.folder))
+    loaded = _as_recipe(recipe, overrides, profile)
+    prepared = pipeline.prepare(loaded if suites is None else loaded.with_evaluate(suites=list(suites)))
     prepared.checked.raise_if_refused()
-    return pipeline.evaluate(prepared, find(Path(store or prepared.recipe.artifact.store), name))
+    return pipeline.evaluate(prepared, find(Path(store or loaded.artifact.store), name))

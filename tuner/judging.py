@@ -75,7 +75,8 @@ def judged(recipe: Recipe, adapter: Adapter, splits: Splits, version: Version, l
 
 def _material(recipe: Recipe, adapter: Adapter, splits: Splits, version: Version) -> Material:
     return Material(
-        suites=build_suites(splits, recipe.evaluate.take, recipe.seed, recipe.evaluate.options),
+        suites=build_suites(splits, recipe.evaluate.take, recipe.seed, recipe.evaluate.options,
+                            recipe.evaluate.group_by or recipe.data.cut.group_by),
         train=splits["train"], held_out=splits["held_out"], validation=splits["validation"],
         task=recipe.data.task, seed=recipe.seed, adapter_bytes=(version.folder / WEIGHTS).stat().st_size, machine=_machine(adapter),
         system=recipe.template.system, canaries=_planted(adapter.manifest), folder=recipe.path.parent,

@@ -132,3 +132,16 @@ def test_take_chooses_the_same_items_whatever_their_order() -> None:
 def test_an_unknown_metric_is_refused_with_its_neighbour() -> None:
     with pytest.raises(Refusal, match="exact_match"):
         metric_names(EvaluateSpec(metrics=["exact_mach"]), "label")
+
+
+def test_items_of_one_source_are_drawn_together() -> None:
+    records = [Record(r.messages, r.file, r.line, r.split, {"customer": f"c{i // 6}"}) for i, r in enumerate(record(i, "held_out") for i in range(60))]
+    train = [record(i, "train") for i in range(900, 930)]
+    spec = EvaluateSpec(suites=["held_out"], resamples=1000, base_ways=["zero_shot"])
+    found = {}
+    for column in (None, "customer"):
+        suites = build_suites(Splits({"held_out": records}, ()), None, 0, None, column)
+        found[column] = evidence(ByRule(), Material(suites, train, records, "label", 0), spec).scores["suites"]["held_out"]
+    alone, together = (found[c]["differences"]["exact_match"] for c in (None, "customer"))
+    assert "over 10 groups of items" in together["method"] and alone["value"] == together["value"]
+    assert found["customer"]["values"]["adapter"]["exact_match"]["n"] == 60

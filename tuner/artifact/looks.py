@@ -56,7 +56,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return found
     for line in text.split("\n"):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             entry = json.loads(line)
             if isinstance(entry, dict) and {"digest", "version", "manifest_digest"} <= set(entry):
                 found.append(entry)

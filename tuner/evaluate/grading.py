@@ -29,34 +29,33 @@ class Parts:
 def graded(suite: Suite, said: Mapping[str, Said], metrics: Mapping[str, Metric], resamples: int, seed: int) -> Result:
     """A suite's result: every metric of every contender that has it."""
     parts = {name: parts_of(one, metrics) for name, one in said.items()}
-    values = {c: {m: valued(p.numbers, metrics[m], resamples, seed) for m, p in of.items()} for c, of in parts.items()}
+    values = {c: {m: valued(suite, p, metrics[m], resamples, seed) for m, p in of.items()} for c, of in parts.items()}
     differences = {}
     for name, metric in metrics.items():
         baseline = best_of_base(values, name, metric.higher_is_better)
         if baseline is not None and name in parts.get(ADAPTER, {}) and not metric.neutral:
-            differences[name] = paired(parts[ADAPTER][name].numbers, parts[baseline][name].numbers, metric, baseline, resamples, seed)
+            differences[name] = paired(suite, parts[ADAPTER][name], parts[baseline][name], metric, baseline, resamples, seed)
     found = {name: m.facts() for name, m in metrics.items() if any(name in of for of in parts.values())}
     return Result(suite.name, suite.role, len(suite.items), suite.digest, found, values, differences, dict(suite.facts), answer_rows(suite, said, parts))
 
 
-def valued(numbers: Any, metric: Metric, resamples: int, seed: int) -> Estimate:
+def valued(suite: Suite, parts: Parts, metric: Metric, resamples: int, seed: int) -> Estimate:
     """A contender's value with its interval."""
-    return estimate(numbers, metric.combine, metric.binary, resamples, seed, bounds=metric.bounds)
+    return estimate(parts.numbers, metric.combine, metric.binary, resamples, seed, groups=sources(suite, parts), bounds=metric.bounds)
 
 
-def paired(ours: Any, theirs: Any, metric: Metric, baseline: str, resamples: int, seed: int) -> Difference:
+def paired(suite: Suite, ours: Parts, theirs: Parts, metric: Metric, baseline: str, resamples: int, seed: int) -> Difference:
     """The adapter's numbers against a baseline's, item by item."""
     return difference(
-        ours,
-        theirs,
-        metric.combine,
-        binary=metric.binary,
-        higher_is_better=metric.higher_is_better,
-        baseline=baseline,
-        resamples=resamples,
-        seed=seed,
-        bounds=metric.bounds,
-    )
+        ours.numbers, theirs.numbers, metric.combine, binary=metric.binary, higher_is_better=metric.higher_is_better, baseline=baseline,
+        resamples=resamples, seed=seed, groups=sources(suite, ours), bounds=metric.bounds,
+    )  # fmt: skip
+
+
+def sources(suite: Suite, parts: Parts) -> list[str] | None:
+    """The source of each item that has numbers; one without a group is its own. None where no item has a group."""
+    found = [suite.items[at].group for at in parts.places]
+    return [g if g is not None else f"item {at}" for g, at in zip(found, parts.places, strict=True)] if any(g is not None for g in found) else None
 
 
 def parts_of(said: Said, metrics: Mapping[str, Metric]) -> dict[str, Parts]:

@@ -38,6 +38,7 @@ class MetricFacts:
 class Result:
     """One suite, graded. `values` by contender and metric; `differences` adapter minus its baseline on the same items, by metric.
 
+    `version` is raised whenever what a made suite asks or counts changes: numbers of two versions are not of one suite.
     `rows` are lines of answers.jsonl: {suite, item, contender, reference, answer, scores, parts, …}. `facts` is what else this role has to say, as JSON.
     """
 
@@ -50,11 +51,12 @@ class Result:
     differences: Mapping[str, Difference]
     facts: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[dict[str, Any]] = ()
+    version: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """The suite's entry in scores.json."""
         return {
-            "role": self.role, "n": self.n, "digest": self.digest,
+            "role": self.role, "version": self.version, "n": self.n, "digest": self.digest,
             "metrics": {name: m.as_dict() for name, m in self.metrics.items()},
             "values": {c: {name: e.as_dict() for name, e in of.items()} for c, of in self.values.items()},
             "differences": {name: d.as_dict() for name, d in self.differences.items()},

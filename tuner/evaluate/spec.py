@@ -108,6 +108,9 @@ class EvaluateSpec(Section):
     abstention: AbstentionSpec = Field(default_factory=AbstentionSpec, description="questions without an answer")
     forgetting: ForgettingSpec = Field(default_factory=ForgettingSpec, description="what the base could do before")
     memorisation: MemorisationSpec = Field(default_factory=MemorisationSpec, description="what can be got out again")
+    group_by: str | None = Field(
+        None, description="record column: items of one value have one source and are drawn together in every interval; default: data.cut.group_by"
+    )
     slices: list[str] | None = Field(None, description="record columns to slice held_out by; default: label, source, length, and columns of 2 to 20 values")
     smallest_slice: int = Field(10, ge=2, description="slices of fewer items are not tabled")
 

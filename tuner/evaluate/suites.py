@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from tuner.data.record import Message, Record
@@ -23,7 +24,8 @@ LONGEST_TRAIT = 60  # characters; a longer value is a text, not a group
 class Item:
     """One question. `where` is the place of the first record that asks it, and `traits` are that record's columns, to slice by.
 
-    `context` is what was retrieved for it, where the recipe says how to find that, and `asked` its question without the context.
+    `context` is what was retrieved for it, where the recipe says how to find that, and `asked` its question without the context. Items of one `group`
+    have one source: what one of them shows, the others partly show again.
     """
 
     messages: tuple[Message, ...]
@@ -32,6 +34,7 @@ class Item:
     traits: Mapping[str, str] = field(default_factory=dict)
     context: str | None = None
     asked: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +48,19 @@ class Suite:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def build_suites(splits: Splits, take: int | None, seed: int, options: MetricOptions | None = None) -> list[Suite]:
-    """A suite of every split that is read after training, in the recipe's order. `options` say where an item's context stands."""
-    return [_suite(name, splits[name], take, seed, options or MetricOptions()) for name in splits.suites if splits[name]]
+def build_suites(splits: Splits, take: int | None, seed: int, options: MetricOptions | None = None, group_by: str | None = None) -> list[Suite]:
+    """A suite of every split that is read after training, in the recipe's order.
+
+    `options` say where an item's context stands, `group_by` names the column that says which items have one source.
+    """
+    return [_suite(name, splits[name], take, seed, options or MetricOptions(), group_by) for name in splits.suites if splits[name]]
 
 
-def _suite(name: str, records: Sequence[Record], take: int | None, seed: int, options: MetricOptions) -> Suite:
+def _suite(name: str, records: Sequence[Record], take: int | None, seed: int, options: MetricOptions, group_by: str | None) -> Suite:
     groups: dict[tuple[Message, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(record.prompt, []).append(record)
-    items = [_item(group, options) for group in groups.values()]
+    items = [_item(group, options, group_by) for group in groups.values()]
     if take is not None and take < len(items):
         ranked = sorted(items, key=lambda i: digest_json([seed, [m.as_dict() for m in i.messages]]))
         chosen = {id(i) for i in ranked[:take]}
@@ -62,11 +68,12 @@ def _suite(name: str, records: Sequence[Record], take: int | None, seed: int, op
     return suite_of(name.removeprefix(OOD), "ood" if name.startswith(OOD) else "held_out", items)
 
 
-def _item(group: Sequence[Record], options: MetricOptions) -> Item:
+def _item(group: Sequence[Record], options: MetricOptions, group_by: str | None) -> Item:
     """Records that share a prompt, as one question with all their completions as references."""
     first = group[0]
+    source = None if group_by is None or first.extra.get(group_by) is None else str(first.extra[group_by])
     context, asked = context_of(first.question, first.extra, options) or (None, first.question)
-    return Item(first.prompt, tuple(dict.fromkeys(r.completion for r in group)), first.where, traits(first), context, asked)
+    return Item(first.prompt, tuple(dict.fromkeys(r.completion for r in group)), first.where, traits(first), context, asked, source)
 
 
 def suite_of(name: str, role: Role, items: Sequence[Item], **facts: Any) -> Suite:
@@ -76,8 +83,9 @@ def suite_of(name: str, role: Role, items: Sequence[Item], **facts: Any) -> Suit
 
 
 def traits(record: Record) -> dict[str, str]:
-    """The record's further columns that hold one short value: what a table of slices can be made of."""
-    return {name: str(value) for name, value in record.extra.items() if isinstance(value, (str, int, float)) and len(str(value)) <= LONGEST_TRAIT}
+    """The record's file and its further columns that hold one short value: what a table of slices can be made of."""
+    own = {"file": PurePath(record.file).name}
+    return own | {name: str(value) for name, value in record.extra.items() if isinstance(value, (str, int, float)) and len(str(value)) <= LONGEST_TRAIT}
 
 
 def few_shot_examples(train: Sequence[Record], count: int, by_completion: bool, seed: int) -> list[Message]:
