@@ -156,6 +156,8 @@ def metric_names(spec: EvaluateSpec, task: str, where: str = "recipe") -> tuple[
     choose(METRICS, primary, where, "evaluate.primary")
     if METRICS[primary].neutral:
         refuse(where, "evaluate.primary", primary, "a metric of which more or less is better", "choose another; it may stay in evaluate.metrics")
+    if METRICS[primary].of == "labels" and task != "label":
+        refuse(where, "evaluate.primary", primary, "a metric of what is answered: only data.task label has labels with a likelihood", "choose another")
     return ([primary] if primary not in names else []) + names, primary
 
 
@@ -165,6 +167,9 @@ def evidence(model: Contestant, material: Material, spec: EvaluateSpec, show: Sh
         refuse("recipe", "data", "no held_out and no ood", "at least one split that is read after training", "add data.held_out")
     names, primary = metric_names(spec, material.task)
     everyone = contenders(material.train, spec, material.task, material.seed)
+    if not any(c.is_base for c in everyone):
+        refuse("recipe", "evaluate.base_ways", "few_shot alone, and no record of train is one question and its answer", "a way of asking the base",
+               "add zero_shot")  # fmt: skip
     asking = Asking(model, material, spec, catalogue(spec.options, material.folder, names), primary, everyone, show)
     _recipe_suites(asking)
     for kind in spec.suites:
@@ -179,12 +184,15 @@ def _recipe_suites(asking: Asking) -> None:
     labels = label_names(asking.material.train, asking.material.task) if _wants_labels(asking.metrics) else ()
     result = asking.put(first, asking.everyone, also_labels=labels)
     found = result.differences.get(asking.primary)
-    asking.best = found.baseline if found is not None else ZERO_SHOT
+    if found is None:
+        refuse("recipe", "evaluate.primary", asking.primary, f"a metric of {first.name}: " + ", ".join(result.differences),
+               f"choose one of them; no item of {first.name} can be graded by {asking.primary}")  # fmt: skip
+    asking.best = found.baseline
     _add_label_facts(asking)
     _ask_judge(asking)
     for suite in asking.material.suites:
         if suite is not first and (suite.role == "held_out" or "ood" in asking.spec.suites):
-            asking.put(suite, asking.few())
+            asking.put(suite, asking.few(), also_labels=labels)
 
 
 def _wants_labels(metrics: Mapping[str, Metric]) -> bool:

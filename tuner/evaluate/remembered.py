@@ -40,7 +40,8 @@ class Remembered:
     def of(cls, adapter: Adapter, folder: Path, batch: int) -> Remembered:
         """An adapter with its memory: what it says depends on its version, on base, template, tokenizer and precision, and on the libraries."""
         manifest = adapter.manifest
-        base = [manifest["base"]["weight_digest"], manifest["template"], str(adapter.precision), list(adapter.allowed), library_versions()]
+        opened = [str(adapter.base_folder), adapter.encoder.tokenizer_digest, adapter.encoder.template.digest] if adapter.allowed else []
+        base = [manifest["base"]["weight_digest"], manifest["template"], str(adapter.precision), list(adapter.allowed), opened, library_versions()]
         return cls(adapter, folder, digest_json([*base, manifest["digest"]]), digest_json(base), batch)
 
     # --- the questions of Contestant
