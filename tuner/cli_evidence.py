@@ -55,7 +55,9 @@ def _version_and_recipe(name: str, words: list[str], profile: str | None, store:
     manifest = read_manifest(version.folder)
     loaded = load(recipe_of(version, manifest), words, profile)
     if not words and profile is None and loaded.digest != manifest["recipe_digest"]:
-        err.print(f"note: {shown_path(loaded.path)} was changed since {version.label} was trained by it; graded as it is now", markup=False, soft_wrap=True)
+        is_as_kept = loaded.text.encode() == (version.folder / "recipe.yaml").read_bytes()
+        what = "was trained with overrides or a profile besides" if is_as_kept else "was trained by it before it was changed"
+        err.print(f"note: {shown_path(loaded.path)}: {version.label} {what}; graded by the file as it is now", markup=False, soft_wrap=True)
     return version, loaded
 
 

@@ -6,12 +6,13 @@ It knows no training. It refuses what the rooms refuse; what was answered before
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tuner.artifact.looks import look
+from tuner.artifact.records import records_hashes
 from tuner.artifact.store import Version, add_evaluation, evaluations, versions
 from tuner.data.canaries import Canary, canaries
 from tuner.data.spec import CanarySpec
@@ -23,7 +24,8 @@ from tuner.evaluate.forgetting import bought
 from tuner.evaluate.gate import judge
 from tuner.evaluate.judge import open_judge
 from tuner.evaluate.lm_eval import SMALL_TAKE, lm_eval_tasks, refuse_missing
-from tuner.evaluate.metrics import catalogue
+from tuner.evaluate.lm_eval import SUITE as HARNESS
+from tuner.evaluate.metrics import METRICS, catalogue
 from tuner.evaluate.perturb import SEVERITIES, TRANSFORMS
 from tuner.evaluate.remembered import Remembered
 from tuner.evaluate.result import Result
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from tuner.artifact.adapter import Adapter
 
 WEIGHTS = "adapter_model.safetensors"
+TRAINED = ("train", "rehearsal")  # the splits of records.parquet that were fitted
 
 
 class Listener(Protocol):
@@ -55,6 +58,7 @@ def answers_of(store: Path) -> Path:
 def judged(recipe: Recipe, adapter: Adapter, splits: Splits, version: Version, listener: Listener) -> tuple[Path, dict[str, Any]]:
     """Ask every suite of the recipe, add scores and answers beside the version in one step, write the report; gives the folder and the scores."""
     store = version.folder.parent.parent
+    refuse_trained(version, adapter.manifest, splits)
     model = Remembered.of(adapter, answers_of(store), recipe.evaluate.batch)
     graded = evidence(model, _material(recipe, adapter, splits, version), recipe.evaluate, listener.grading)
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -79,9 +83,29 @@ def _material(recipe: Recipe, adapter: Adapter, splits: Splits, version: Version
                             recipe.evaluate.group_by or recipe.data.cut.group_by),
         train=splits["train"], held_out=splits["held_out"], validation=splits["validation"],
         task=recipe.data.task, seed=recipe.seed, adapter_bytes=(version.folder / WEIGHTS).stat().st_size, machine=_machine(adapter),
-        system=recipe.template.system, canaries=_planted(adapter.manifest), folder=recipe.path.parent,
+        system=recipe.template.system, trained_on=_is_trained_on(splits, adapter.manifest), canaries=_planted(adapter.manifest), folder=recipe.path.parent,
         harness=_harness(recipe, adapter),
     )  # fmt: skip
+
+
+def refuse_trained(version: Version, manifest: Mapping[str, Any], splits: Splits) -> None:
+    """Raises Refusal where a record of held_out or ood is one that this version was trained on: a number made of it would be no evidence."""
+    trained = records_hashes(version.folder / "records.parquet", TRAINED)
+    problems = []
+    for split in splits.suites:
+        if splits.digest(split) == manifest["data"]["splits"].get(split, {}).get("digest"):
+            continue  # as it was at training, where the recipe's checks decided about what is in both
+        known = [record for record in splits[split] if record.hash in trained]
+        if known:
+            problems.append(Problem(known[0].where, split, f"{len(known)} of {len(splits[split])} records that {version.label} was trained on",
+                                    "records that it has not seen", "grade it on the splits it was trained with (same data, same seed)"))  # fmt: skip
+    if problems:
+        raise Refusal(problems)
+
+
+def _is_trained_on(splits: Splits, manifest: Mapping[str, Any]) -> bool:
+    """Is train what the version was trained on, by digest?"""
+    return bool(manifest["data"]["splits"]["train"]["digest"] == splits.digest("train"))
 
 
 def _planted(manifest: Mapping[str, Any]) -> Sequence[Canary]:
@@ -115,7 +139,8 @@ def _look(store: Path, splits: Splits, version: Version, manifest: Mapping[str, 
     """held_out was read again: noted in the store, by the digest of its records."""
     if not splits["held_out"]:
         return None
-    return look(store, splits.digest("held_out"), version.label, manifest["digest"], created)
+    digest = digest_json(sorted(record.hash for record in splits["held_out"]))  # whatever their order
+    return look(store, digest, version.label, manifest["digest"], created)
 
 
 # --- what rehearsal bought -----------------------------------------------------------------------------------------
@@ -147,7 +172,11 @@ def _twin(recipe: Recipe, version: Version) -> tuple[Version, Path] | None:
     for other, manifest in reversed(versions(version.folder.parent.parent)):
         if other.name != version.name or manifest is None or "rehearsal" in manifest["data"]["splits"]:
             continue
-        if _choices(load_recipe(other.folder / "resolved.yaml")) != wanted:
+        try:
+            same = _choices(load_recipe(other.folder / "resolved.yaml")) == wanted
+        except Refusal:  # written by a version with other keys: no twin
+            continue
+        if not same:
             continue
         for folder in evaluations(other):
             if "forgetting" in json.loads((folder / "scores.json").read_text(encoding="utf-8"))["suites"]:
@@ -196,19 +225,34 @@ def refuse_wrong_choices(recipe: Recipe) -> None:
     refuse_missing(spec.forgetting.tasks, recipe.at("evaluate", "forgetting", "tasks"))
     if spec.judge is not None:
         open_judge(spec.judge, folder, recipe.at("evaluate", "judge"))
-    answered = {"held_out", *recipe.data.ood}
-    changed = {f"{family}.{severity}" for family in TRANSFORMS for severity in SEVERITIES}
-    known = {*answered, *changed, *(set(KINDS) - {"ood", "transforms"})}
-    problems = []
-    for index, rule in enumerate(recipe.gate.rules or ()):
-        at = recipe.at("gate", "rules", index)
-        if rule.suite not in known:
-            problems.append(Problem(at, f"gate.rules[{index}].suite", repr(rule.suite), "one of: " + ", ".join(sorted(known - changed)) + ", or a transform "
-                                    "such as casual.2", "write a suite that this recipe runs"))  # fmt: skip
-        elif rule.suite in answered and rule.metric not in names:
-            problems.append(Problem(at, f"gate.rules[{index}].metric", repr(rule.metric), "one of: " + ", ".join(names), "add it to evaluate.metrics"))
+    problems = [*_taken_names(recipe), *_wrong_rules(recipe, names)]
     if problems:
         raise Refusal(problems)
+
+
+_CHANGED = frozenset(f"{family}.{severity}" for family in TRANSFORMS for severity in SEVERITIES)
+_MADE = frozenset({*KINDS, HARNESS, "judge"} - {"held_out", "ood", "transforms"})  # suites that no file gives
+
+
+def _taken_names(recipe: Recipe) -> Iterator[Problem]:
+    """A suite of the user's under the name of another would take its place in every table."""
+    for name in recipe.data.ood:
+        if name in _MADE | _CHANGED | {"held_out"}:
+            yield Problem(recipe.at("data", "ood", name), f"data.ood.{name}", repr(name), "a name that no other suite has", f"write {name}_cases")
+
+
+def _wrong_rules(recipe: Recipe, names: Sequence[str]) -> Iterator[Problem]:
+    """Rules about suites that this recipe cannot have, and about metrics that its own suites are not graded by."""
+    own = {*recipe.data.ood, *(["held_out"] if recipe.data.held_out is not None or recipe.data.cut.held_out > 0 else [])}
+    known = own | _MADE - {"judge"}
+    for index, rule in enumerate(recipe.gate.rules or ()):
+        at, field = recipe.at("gate", "rules", index), f"gate.rules[{index}]"
+        graded = [n for n in names if rule.of in ("value", "count") or not METRICS[n].neutral]
+        if rule.suite not in known | _CHANGED:
+            yield Problem(at, f"{field}.suite", repr(rule.suite), "one of: " + ", ".join(sorted(known)) + ", or a transform such as casual.2",
+                          "write a suite that this recipe runs")  # fmt: skip
+        elif rule.suite in own and rule.metric not in graded:
+            yield Problem(at, f"{field}.metric", repr(rule.metric), "one of: " + ", ".join(graded), "add it to evaluate.metrics")
 
 
 # --- a version's own recipe ----------------------------------------------------------------------------------------

@@ -758,6 +758,7 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
     return {
         "name": recipe.name,
         "seed": recipe.seed,
+        "training_seed": recipe.training_seed,
         "task": recipe.data.task,
         "recipe_digest": recipe.digest,
         "method": recipe.method.model_dump(mode="json"),

@@ -139,7 +139,7 @@ class Adapter:
             self._refuse_too_long([prompt], max_new_tokens)
             first, _ = self._seconds(prompt, 1)
             whole, answer = self._seconds(prompt, max_new_tokens)
-            found.append(Timed(len(prompt), first, len(answer) + 1, whole))  # the token that stops it is computed too
+            found.append(Timed(len(prompt), first, min(len(answer) + 1, max_new_tokens), whole))  # the token that stops it is computed too
             if done is not None:
                 done(1)
         return found
@@ -156,6 +156,12 @@ class Adapter:
         with self._adapter_state(), torch.inference_mode():
             found: torch.Tensor = self.decoder.model(torch.tensor([prompt], device=self.decoder.device), use_cache=False).logits[0, -1].cpu()
         return found
+
+    def fits(self, questions: Sequence[Question], room: int) -> list[bool]:
+        """Of each question, whether it leaves `room` tokens for its answer in the base's context."""
+        limit = getattr(self.decoder.model.config, "max_position_embeddings", None)
+        taken = room + self.decoder.virtual_tokens
+        return [limit is None or len(self.prompt_ids(q)) + taken <= limit for q in questions]
 
     @contextlib.contextmanager
     def as_base(self) -> Iterator[Adapter]:

@@ -22,3 +22,11 @@ def write_records(path: Path, rows: Mapping[str, Sequence[Row]]) -> None:
         for r in of
     ]  # fmt: skip
     parquet.write_table(arrow.Table.from_pylist(table), path)
+
+
+def records_hashes(path: Path, splits: Sequence[str]) -> frozenset[str]:
+    """Content hashes of the records of these splits."""
+    import pyarrow.parquet as parquet
+
+    table = parquet.read_table(path, columns=["split", "hash"])
+    return frozenset(h for split, h in zip(table["split"].to_pylist(), table["hash"].to_pylist(), strict=True) if split in splits)

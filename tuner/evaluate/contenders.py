@@ -19,6 +19,7 @@ from tuner.evaluate.suites import Item, Suite, few_shot_examples, with_examples
 
 ZERO_SHOT = "base zero_shot"
 LOSS = frozenset({"loss"})
+LONGEST_TRIED = 8  # items whose prompts are counted: the longest by characters are not always the longest in tokens
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,18 @@ def contenders(train: Sequence[Record], spec: EvaluateSpec, task: str, seed: int
     for one in ways:
         found += [one, Contender(f"{one.name}, labels only", one.examples, one.system, labels)] if labels else [one]
     return [*found, Contender(ADAPTER, is_base=False)]
+
+
+def fitted(model: Contestant, contender: Contender, items: Sequence[Item], room: int) -> Contender | None:
+    """The contender with as many of its worked examples as leave `room` tokens beside the longest of these items; None where not one does."""
+    longest = sorted(items, key=lambda i: -sum(len(m.text) for m in i.messages))[:LONGEST_TRIED]
+    while contender.examples:
+        if all(model.fits([contender.question(item) for item in longest], room)):
+            return contender
+        contender = replace(contender, examples=contender.examples[:-2])
+        if not contender.examples:
+            return None
+    return contender
 
 
 def label_names(train: Sequence[Record], task: str) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ POSITIVE = (0.0, math.inf)
 FACTS = {
     "prompt_tokens": MetricFacts("mean tokens of a question as it is asked", False),
     "first_token_seconds": MetricFacts("mean seconds until the first token of an answer, one question at a time", False),
-    "answer_seconds": MetricFacts("mean seconds until an answer is whole, one question at a time", False),
+    "answer_seconds": MetricFacts("mean seconds until an answer ends, or has as many tokens as are allowed, one question at a time", False),
     "tokens_per_second": MetricFacts("tokens of answers over the seconds they took, one question at a time", True, "ratio"),
     "adapter_bytes": MetricFacts("size of adapter_model.safetensors", False, "file size"),
 }  # fmt: skip

@@ -17,18 +17,19 @@ from tuner.catalog import choose
 from tuner.data.canaries import Canary
 from tuner.data.record import Record
 from tuner.errors import refuse
-from tuner.evaluate.contenders import LOSS, ZERO_SHOT, Contender, Said, ask, contenders, label_names
+from tuner.evaluate.contenders import LOSS, ZERO_SHOT, Contender, Said, ask, contenders, fitted, label_names
 from tuner.evaluate.cost import QUESTIONS, cost, priced
 from tuner.evaluate.grading import graded, parts_of
 from tuner.evaluate.judge import Judged, Pair, judged
 from tuner.evaluate.metric_label import calibration, confusion, has_label_nats
 from tuner.evaluate.metrics import DEFAULT_METRICS, METRICS, Metric, catalogue
 from tuner.evaluate.power import smallest_difference
+from tuner.evaluate.remembered import Remembered
 from tuner.evaluate.result import ADAPTER, Contestant, Result, Tick
 from tuner.evaluate.slices import slices
 from tuner.evaluate.spec import EvaluateSpec, Kind
-from tuner.evaluate.suites import Suite
-from tuner.evaluate.transforms import degraded
+from tuner.evaluate.suites import Suite, suite_of
+from tuner.evaluate.transforms import Transformed, degraded
 
 SCHEMA = 2
 Show = Callable[[str, int, int], None]
@@ -38,7 +39,8 @@ Show = Callable[[str, int, int], None]
 class Material:
     """What an evaluation is made from: the suites of the recipe, the records trained on, and what is known of the adapter.
 
-    `harness` runs the tasks of lm-evaluation-harness that the recipe names.
+    `trained_on`: whether `train` is what this version was trained on, as far as its manifest says. `harness` runs the tasks of
+    lm-evaluation-harness that the recipe names.
     """
 
     suites: Sequence[Suite]
@@ -47,6 +49,7 @@ class Material:
     task: str
     seed: int
     validation: Sequence[Record] = ()
+    trained_on: bool = True
     adapter_bytes: int = 0
     machine: Mapping[str, Any] = field(default_factory=dict)
     system: str | None = None
@@ -103,6 +106,11 @@ class Asking:
 
         return done
 
+    @property
+    def newly_asked(self) -> int:
+        """Questions that no memory knew."""
+        return self.model.newly_asked if isinstance(self.model, Remembered) else 0
+
     def few(self) -> list[Contender]:
         """Who is asked outside held_out: the base as it is, its best way, the adapter."""
         return [c for c in self.everyone if c.name in (ZERO_SHOT, self.best, ADAPTER)]
@@ -111,8 +119,10 @@ class Asking:
         """What everyone named says to every item of a suite."""
         said = {}
         for contender in whom:
+            before = self.newly_asked
             found = ask(self.model, contender, suite, self.spec, self.tick(f"{suite.name}: {contender.name}", len(suite.items)), **how)
-            entry = self.asked.setdefault(contender.name, {"seconds": 0.0, "items": 0, "examples": len(contender.examples) // 2})
+            entry = self.asked.setdefault(contender.name, {"seconds": 0.0, "items": 0, "asked": 0, "examples": len(contender.examples) // 2})
+            entry["asked"] += self.newly_asked - before if isinstance(self.model, Remembered) else len(suite.items)
             entry["seconds"], entry["items"] = round(entry["seconds"] + found.seconds, 2), entry["items"] + len(suite.items)
             said[contender.name] = found
         self.said[suite.name] = said
@@ -166,16 +176,33 @@ def evidence(model: Contestant, material: Material, spec: EvaluateSpec, show: Sh
     if not material.suites:
         refuse("recipe", "data", "no held_out and no ood", "at least one split that is read after training", "add data.held_out")
     names, primary = metric_names(spec, material.task)
-    everyone = contenders(material.train, spec, material.task, material.seed)
+    everyone, notes = _that_fit(model, contenders(material.train, spec, material.task, material.seed), material.suites, spec.max_new_tokens)
     if not any(c.is_base for c in everyone):
         refuse("recipe", "evaluate.base_ways", "few_shot alone, and no record of train is one question and its answer", "a way of asking the base",
                "add zero_shot")  # fmt: skip
-    asking = Asking(model, material, spec, catalogue(spec.options, material.folder, names), primary, everyone, show)
+    asking = Asking(model, material, spec, catalogue(spec.options, material.folder, names), primary, everyone, show, notes=notes)
     _recipe_suites(asking)
     for kind in spec.suites:
         if kind in OTHERS:
             OTHERS[kind](asking)
     return _written(asking)
+
+
+def _that_fit(
+    model: Contestant, everyone: Sequence[Contender], suites: Sequence[Suite], room: int
+) -> tuple[list[Contender], dict[str, Any]]:  # fmt: skip
+    """The contenders whose prompts fit the base's context with every item, and what had to give way."""
+    items = [item for suite in suites for item in suite.items]
+    kept: list[Contender] = []
+    left_out: dict[str, str] = {}
+    for one in everyone:
+        fits = fitted(model, one, items, room)
+        if fits is not None:
+            kept.append(fits)
+        if fits is None or len(fits.examples) < len(one.examples):
+            left = 0 if fits is None else len(fits.examples) // 2
+            left_out[one.name] = f"{left} of {len(one.examples) // 2} worked examples fit the base's context beside the longest question"
+    return kept, {"contenders": {"left_out": left_out}} if left_out else {}
 
 
 def _recipe_suites(asking: Asking) -> None:
@@ -239,13 +266,30 @@ def _transforms(asking: Asking) -> None:
     material, spec, seed = asking.material, asking.spec, asking.material.seed
     labels = label_names(material.train, material.task)
     made = transformed(asking.anchor, material.task, spec.transforms, spec.profile, seed, system=material.system, labels=labels)
+    left_out = dict(made.left_out)
     for one in made.made:
         whom = [c for c in asking.few() if not (one.changes_system and c.system is not None)]
+        one = _fitting(asking, one, whom)
+        if not one.suite.items:
+            left_out[one.suite.name] = "no question fits the base's context any more"
+            continue
         said = asking.ask(one.suite, whom, renamed=one.label_map)
         plain = graded(one.suite, said, asking.metrics, spec.resamples, seed)
         asking.keep(degraded(plain, asking.results[asking.anchor.name], one, spec.resamples, seed))
-    asking.notes["transforms"] = {"left_out": dict(made.left_out)}
+    asking.notes["transforms"] = {"left_out": left_out}
     asking.flags += sharp_drops(list(asking.results.values()), asking.primary)
+
+
+def _fitting(asking: Asking, made: Transformed, whom: Sequence[Contender]) -> Transformed:
+    """The changed suite without questions that grew beyond the base's context for any of those asked; how many is in its facts."""
+    items = made.suite.items
+    fits = [asking.model.fits([c.question(item) for item in items], asking.spec.max_new_tokens) for c in whom]
+    kept = [at for at in range(len(items)) if all(of[at] for of in fits)]
+    if len(kept) == len(items):
+        return made
+    facts = {**made.suite.facts, "too_long": len(items) - len(kept)}
+    suite = suite_of(made.suite.name, made.suite.role, [items[at] for at in kept], **facts)
+    return replace(made, suite=suite, origin=tuple(made.origin[at] for at in kept))
 
 
 def _abstention(asking: Asking) -> None:
@@ -284,6 +328,10 @@ def _memorisation(asking: Asking) -> None:
     from tuner.evaluate.memorisation import memorisation, ticks
 
     m, spec = asking.material, asking.spec
+    if not m.trained_on:
+        words = "the recipe reads other train records than this version was trained on"
+        asking.notes["memorisation"] = {"left_out": {"memorisation": words}}
+        return
     tick = asking.tick("memorisation", ticks(m.train, m.held_out, m.canaries, spec.memorisation, spec.profile, m.validation))
     asking.keep(
         memorisation(asking.model, m.train, m.held_out, m.canaries, spec.memorisation, spec.profile, m.seed, spec.resamples, tick, m.validation)

@@ -90,5 +90,6 @@ def answer_rows(suite: Suite, said: Mapping[str, Said], parts: Mapping[str, Mapp
                 "scores": {name: row_score(name, n) for name, n in numbers.items()},
                 "parts": {name: p for name, p in kept.items() if p is not None},
                 **({"traits": dict(item.traits)} if item.traits else {}),
+                **({"group": item.group} if item.group is not None else {}),
             })  # fmt: skip
     return rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 from tuner.data.record import Message
 from tuner.durable import ensure_folder
+from tuner.errors import refuse
 from tuner.evaluate.result import Contestant, Divergence, Tick, Timed
 from tuner.fingerprint import digest_json, library_versions
 
@@ -34,6 +36,7 @@ class Remembered:
         self._marks = {"adapter": adapter_mark, "base": base_mark}
         self._state, self._plain = "adapter", False
         self._files: dict[str, dict[str, Any]] = {}
+        self.newly_asked = 0  # questions answered by the model itself, losses not counted
         ensure_folder(folder)
 
     @classmethod
@@ -90,6 +93,9 @@ class Remembered:
         """Measured times are never remembered as answers are: they are of this machine, now."""
         return self.model.timed(questions, max_new_tokens, done)
 
+    def fits(self, questions: Any, room: int) -> list[bool]:
+        return self.model.fits(questions, room)
+
     def completion_ids(self, question: Any, answer: str) -> list[int]:
         return self.model.completion_ids(question, answer)
 
@@ -125,9 +131,19 @@ class Remembered:
         for start in range(0, len(missing), self.chunk):
             at = missing[start : start + self.chunk]
             found = dict(zip((digests[i] for i in at), ask(at, tick), strict=True))
+            self.newly_asked += len(at) if how[0] in ("answer", "labels") else 0
+            self._refuse_not_finite(how[0], found)
             self._write(file, found)
             known |= found
         return [known[digest] for digest in digests]
+
+    def _refuse_not_finite(self, how: str, found: dict[str, Any]) -> None:
+        """A model that gives NaN has said nothing that could be graded, and no number may be made of it."""
+        numbers = [x for value in found.values() for x in _numbers(value)]
+        if not all(math.isfinite(x) for x in numbers):
+            odd = sum(not math.isfinite(x) for x in numbers)
+            refuse(f"the {self._state}", how, f"{odd} of {len(numbers)} numbers that are not finite", "finite log-likelihoods",
+                   "do not serve it: its weights, or the base at this precision, overflow; try base.load: fp32, or train again at a lower rate")  # fmt: skip
 
     def _known(self, file: str) -> dict[str, Any]:
         if file not in self._files:
@@ -158,6 +174,15 @@ def _read(path: Path) -> dict[str, Any]:
             if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str):
                 known[entry[0]] = entry[1]
     return known
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Every number in a remembered value."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _numbers(inner)
 
 
 def _keys(questions: Any, *others: Sequence[Any]) -> list[Any]:
