@@ -486,4 +486,9 @@ def _value_lines(key: str, value: Any, indent: str, comments: bool) -> Iterator[
 
 def _flow(value: Any) -> str:
     """`value` as JSON that YAML reads as the same value: what YAML calls a line break or unprintable is escaped."""
-    return re.sub("[\x7f-\x9f\u2028\u2029\ufffe\uffff]", lambda m: f"\\u{ord(m[0]):04x}", json.dumps(value, ensure_ascii=False, default=str))
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufffe\uffff]", lambda m: f"\\u{ord(m[0]):04x}", json.dumps(value, ensure_ascii=False, default=_as_json))
+
+
+def _as_json(value: Any) -> Any:
+    """A section inside a list (a rule of the gate) as its mapping; anything else that JSON does not know as its text."""
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)

@@ -178,7 +178,7 @@ def evidence(model: Contestant, material: Material, spec: EvaluateSpec, show: Sh
     names, primary = metric_names(spec, material.task)
     everyone, notes = _that_fit(model, contenders(material.train, spec, material.task, material.seed), material.suites, spec.max_new_tokens)
     if not any(c.is_base for c in everyone):
-        refuse("recipe", "evaluate.base_ways", "few_shot alone, and no record of train is one question and its answer", "a way of asking the base",
+        refuse("recipe", "evaluate.base_ways", "few_shot alone, and no worked example that train has and the context holds", "a way of asking the base",
                "add zero_shot")  # fmt: skip
     asking = Asking(model, material, spec, catalogue(spec.options, material.folder, names), primary, everyone, show, notes=notes)
     _recipe_suites(asking)
