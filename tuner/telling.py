@@ -232,10 +232,12 @@ def say_parity(found: Parity) -> None:
         out.print(f"largest logit difference {a.largest_logit_difference:.2g}; same first token {a.same_first_token} of {a.prompts}", soft_wrap=True)
 
 
-def say_run(done: Run) -> None:
+def say_run(done: Run, published: bool = True) -> None:
+    """What a run made; not `published` where a version that was there already was evaluated again."""
     if done.version is None:
         return
-    out.print(f"\npublished {done.version.label}  {shown_path(done.version.folder)}", markup=False, soft_wrap=True)
+    what = "published" if published else "evaluated"
+    out.print(f"\n{what} {done.version.label}  {shown_path(done.version.folder)}", markup=False, soft_wrap=True)
     if done.evaluation is None:
         return
     say_scores(done.scores)
@@ -254,9 +256,10 @@ def say_scores(scores: dict[str, Any]) -> None:
             continue
         ours, theirs = suite["values"]["adapter"][primary], suite["values"][found["baseline"]][primary]
         out.print(
-                  f"  {visible(name):16} n {suite['n']:4}  base {interval_words(theirs)}  adapter {interval_words(ours)}  "
-                  f"difference {found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]  {found['verdict']}",
+                  f"  {visible(name):16} n {found['n']:4}  base {interval_words(theirs)}  adapter {interval_words(ours)}  "
+                  f"difference {found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], p {found['p']:.2g}  {found['verdict']}",
                   markup=False, soft_wrap=True)  # fmt: skip
+    out.print("better and worse are said only where interval and test agree", style="dim", markup=False, soft_wrap=True)
     for name, suite in scores["suites"].items():
         if suite.get("facts", {}).get("words"):
             out.print(f"{visible(name)}: {visible(suite['facts']['words'])}", markup=False, soft_wrap=True)

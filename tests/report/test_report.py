@@ -173,7 +173,85 @@ def test_gate_flags_and_weak_suites_stand_before_any_plot(report: dict[str, Any]
     assert "About 1,400 more items would decide" in said and "7 of 100 [3.4, 13.8]" in said
     assert "4 things to know before relying on it" in said and all(f["words"] in said for f in report["flags"])
     d = report["suites"]["near"]["differences"]["exact_match"]
-    assert d["verdict"] == "worse" and f"near: exact_match {with_sign(d['value'])}" in said and "Worse than the base on 2 of 36 suites" in said
+    assert (
+        d["verdict"] == "worse"
+        and f"near: exact_match {with_sign(d['value'])}" in said
+        and "Worse than the base on the leading metric of 2 of 36 suites" in said
+    )
+
+
+def test_a_page_that_is_worse_on_no_leading_metric_names_the_other_metrics_it_is_worse_on(report: dict[str, Any]) -> None:
+    changed = copy.deepcopy(report)
+    for one in changed["suites"].values():
+        if one["lead"]:
+            one["differences"][one["lead"]]["verdict"] = "better"
+    d = changed["suites"]["forgetting"]["differences"]["text_loss"]
+    said = squeezed(Page(html(changed)).text()).split("Every suite:")[0]
+    assert d["verdict"] == "worse" and "Worse than the base on other metrics than the leading ones" in said and "leading metric of none of 36 suites" in said
+    assert f"forgetting: text_loss {with_sign(d['value'])} [{with_sign(d['low'])}, {with_sign(d['high'])}] n {d['n']}" in said
+
+
+def test_n_and_p_beside_a_verdict_are_of_its_difference_and_a_flagged_suite_says_so(report: dict[str, Any], page: Page) -> None:
+    found = report["suites"]["forgetting"]
+    d = found["differences"]["overall"]
+    assert d["n"] == 300 and found["n"] == 324  # the others are passages of text
+    told = squeezed(page.text(between=" ")).split("Every suite:")[1].split("Gained and lost")[0]
+    assert "forgetting overall, n 300 " in told and f"{d['verdict']} p {d['p']:.2g} flagged" in told and told.count("flagged") == 3
+    assert "Better and worse are said only where interval and test agree" in told
+    assert "300 choice questions and 24 passages of neutral text" in page.text()
+    slices = squeezed(page.text(between=" ")).split("Gained and lost")[1]
+    assert all(f"{r['difference']['verdict']} corrected p {r['difference']['p_corrected']:.2g}" in slices for r in report["slices"]["rows"])
+
+
+def test_chance_is_drawn_and_said_where_a_probe_is_a_choice_and_families_that_do_not_count_are_named(report: dict[str, Any]) -> None:
+    changed = copy.deepcopy(report)
+    assert "chance" not in squeezed(Page(html(changed)).text())
+    changed["suites"]["forgetting"]["facts"] |= {"chance": 0.25, "counted": ["arithmetic", "comparison"]}
+    page = Page(html(changed))
+    text = squeezed(page.text())
+    assert {a["x1"] for a in page.of("line") if a.get("class") == "chance" and a["y2"] == "100%"} == {"25.000%"}
+    assert text.count("; chance 0.250") == 8  # overall and seven families, each with a description of its plot
+    assert "Not counted for the verdict: calendar, instructions, logic, strings, units." in text and text.count("chance is 0.250, not counted") == 5
+    changed["suites"]["forgetting"]["facts"] |= {"chance": {"overall": 0.25}, "counted": None}
+    assert squeezed(Page(html(changed)).text()).count("; chance 0.250") == 1
+
+
+def test_answers_that_were_remembered_are_not_said_to_have_taken_no_time(report: dict[str, Any]) -> None:
+    changed = copy.deepcopy(report)
+    names = list(changed["contenders"])
+    for name, asked in zip(names, (0, 30, 1200), strict=False):
+        changed["contenders"][name] |= {"asked": asked, "items": 1200, "seconds": 12.3}
+    rows = re.findall(r"<tr>.*?</tr>", html(changed).split('id="asked"')[1].split("</table>")[0])
+    said = [squeezed(re.sub(r"<[^>]*>", " ", row)) for row in rows[1:]]
+    assert said[0].endswith("1,200 remembered") and said[1].endswith("12.3 s for 30, 1,170 remembered") and said[2].endswith("1,200 12.3 s")
+    assert all(row.endswith("1,200 31.4 s") for row in said[3:])  # no `asked`: an evaluation of before it was counted
+
+
+def test_every_suite_of_a_role_is_in_the_page(report: dict[str, Any]) -> None:
+    changed = copy.deepcopy(report)
+    changed["suites"]["lm_eval"] = copy.deepcopy(changed["suites"]["forgetting"]) | {"n": 77, "facts": {}}
+    text = squeezed(Page(html(changed)).text())
+    assert "lm_eval n 77" in text
+
+
+def test_a_plot_by_severity_says_which_severities_were_asked(report: dict[str, Any], page: Page) -> None:
+    assert "asks all three" not in page.text()
+    changed = copy.deepcopy(report)
+    changed["suites"] = {name: s for name, s in changed["suites"].items() if s["role"] != "transform" or s["facts"]["severity"] == 2}
+    changed["examples"], changed["changes"] = [], {}
+    assert "asks all three" not in Page(html(changed)).text()  # a recipe that names its severities under `full` is asked no others
+    changed["evaluation"]["profile"] = "small"
+    assert "This evaluation asked severity 2 alone; --profile full asks all three." in squeezed(Page(html(changed)).text())
+
+
+def test_what_was_left_out_is_said_with_its_reason(report: dict[str, Any]) -> None:
+    changed = copy.deepcopy(report)
+    del changed["suites"]["memorisation"]
+    changed["missing"] = {"memorisation": "memorisation"}
+    changed["notes"] = {"memorisation": {"left_out": {"memorisation": "other train records"}}, "contenders": {"left_out": {"base few_shot": "3 of 8 fit"}}}
+    changed["examples"] = [e for e in changed["examples"] if e["suite"] != "memorisation"]
+    text = squeezed(Page(html(changed)).text())
+    assert "Left out: memorisation: other train records." in text and "--suite memorisation" not in text and "base few_shot: 3 of 8 fit." in text
 
 
 def test_sections_come_in_the_order_a_reviewer_decides_in(page: Page) -> None:

@@ -99,9 +99,39 @@ def test_markdown_begins_with_verdict_gate_and_flags_and_names_every_suite_that_
     for name, one in report["suites"].items():
         if one["lead"] and (one["role"] != "transform" or one["differences"][one["lead"]]["verdict"] != "better"):
             d = one["differences"][one["lead"]]
-            row = next(line for line in text.split("\n") if line.startswith(f"| {name} | {one['n']} | {one['lead']} |"))
-            assert f"{d['value']:+.3f}".replace("-", "−") in row and row.endswith(f"| {d['verdict']} |")
-    assert all(f"- {role}: " in text for role in ("transforms", "forgetting", "memorisation", "abstention")) and report["looks"]["words"] in text
+            row = next(line for line in text.split("\n") if line.startswith(f"| {name} | {d['n']} | {one['lead']} |"))
+            flagged = "; flagged above" if name in {f["suite"] for f in report["flags"]} else ""
+            assert f"{d['value']:+.3f}".replace("-", "−") in row and row.endswith(f"| {d['p']:.2g} | {d['verdict']}{flagged} |")
+    assert all(f"- {role}" in text for role in ("transforms: ", "forgetting (", "memorisation: ", "abstention: ")) and report["looks"]["words"] in text
+
+
+def test_markdown_that_is_worse_on_no_leading_metric_names_the_other_metrics_it_is_worse_on(report: dict[str, Any]) -> None:
+    changed = copy.deepcopy(report)
+    for one in changed["suites"].values():
+        if one["lead"]:
+            one["differences"][one["lead"]]["verdict"] = "better"
+    d = changed["suites"]["forgetting"]["differences"]["text_loss"]
+    said = f"forgetting text_loss {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] (n {d['n']})"
+    line = next(line for line in markdown(changed).replace("−", "-").split("\n") if line.startswith("The adapter is worse than the base"))
+    assert line.startswith("The adapter is worse than the base on the leading metric of none of 36 suites. **Worse on other metrics: ")
+    assert d["verdict"] == "worse" and said in line
+
+
+def test_markdown_says_what_is_flagged_of_forgetting_after_its_leading_difference(report: dict[str, Any]) -> None:
+    (flag,) = (f["words"] for f in report["flags"] if f["suite"] == "forgetting")
+    line = next(line for line in markdown(report).split("\n") if line.startswith("- forgetting ("))
+    assert line.startswith("- forgetting (42 choice questions and 24 passages of neutral text): overall ") and ", n 42: " in line
+    assert line.replace("\\", "").endswith(f"; {flag}")
+    changed = copy.deepcopy(report)
+    changed["suites"]["forgetting"]["facts"]["words"] = "it forgot arithmetic"
+    assert next(line for line in markdown(changed).split("\n") if line.startswith("- forgetting (")).endswith("neutral text): it forgot arithmetic")
+
+
+def test_the_seed_that_trained_is_said_and_not_the_recipes(tmp_path: Path) -> None:
+    version, evaluation = write_evaluation(tmp_path, made(items=12, transformed=6, probes=7), training_seed=43)
+    write_report(version, evaluation)
+    assert "seed 43" in (evaluation / "report.md").read_text(encoding="utf-8")
+    assert "training 43, evaluation 42" in (evaluation / "report.html").read_text(encoding="utf-8")
 
 
 def test_markdown_of_the_first_schema_says_what_was_not_measured(tmp_path: Path) -> None:

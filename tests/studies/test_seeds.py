@@ -53,7 +53,9 @@ def graded(folder: Path, number: int, table: dict[str, Any], judged: bool = Fals
         rows.append({"suite": "judge", "item": 0, "contender": "adapter", "baseline": "base few_shot", "outcome": "win", "scores": {"win": 1.0, "loss": 0.0}})
     text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
     (home / "answers.jsonl").write_text(text, encoding="utf-8")
-    scores = {"suites": {suite: {"metrics": FACTS} for suite in table}, "best_base": "base few_shot", "primary": "exact_match", "verdict": {"word": "better"}}
+    suites = {suite: {"metrics": FACTS, "values": {"adapter": {}, "base few_shot": {}}} for suite in table}
+    verdict = {"word": "better", "suite": next(iter(table))}
+    scores = {"suites": suites, "best_base": "base few_shot", "primary": "exact_match", "verdict": verdict}
     (home / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
     return Run(Version("colours", number, folder / "colours" / str(number)), home, scores)
 

@@ -333,9 +333,11 @@ def _memorisation(asking: Asking) -> None:
         asking.notes["memorisation"] = {"left_out": {"memorisation": words}}
         return
     tick = asking.tick("memorisation", ticks(m.train, m.held_out, m.canaries, spec.memorisation, spec.profile, m.validation))
-    asking.keep(
-        memorisation(asking.model, m.train, m.held_out, m.canaries, spec.memorisation, spec.profile, m.seed, spec.resamples, tick, m.validation)
-    )  # fmt: skip
+    found = memorisation(asking.model, m.train, m.held_out, m.canaries, spec.memorisation, spec.profile, m.seed, spec.resamples, tick, m.validation)
+    if ADAPTER in found.values:
+        asking.keep(found)
+    else:
+        asking.notes["memorisation"] = {"left_out": {"memorisation": str(found.facts["words"])}}
 
 
 def _cost(asking: Asking) -> None:

@@ -77,14 +77,16 @@ class Mark:
     estimate: Mapping[str, Any]
 
 
-def suite_row(key: str, title: str, scale: Axis, marks: Sequence[Mark]) -> Markup:
-    """Each contender on its own line with its 95 % whisker, all on one scale."""
+def suite_row(key: str, title: str, scale: Axis, marks: Sequence[Mark], chance: float | None = None) -> Markup:
+    """Each contender on its own line with its 95 % whisker, all on one scale; a dashed line where blind choice stands."""
     told = "; ".join(f"{m.what} {numbers.value(m.estimate['value'])} {numbers.interval(m.estimate)}" for m in marks)
+    told += "" if chance is None else f"; chance {numbers.value(chance)}"
+    dashed = Markup("") if chance is None else Markup('<line class="chance" x1="{x}" x2="{x}" y1="0" y2="100%"/>').format(x=scale.at(chance))
     lines = Markup("").join(_line_of(scale, m, FIRST_Y + LINE_Y * i) for i, m in enumerate(marks))
     return Markup(
         '<svg class="track" width="100%" height="{height}" role="img" aria-labelledby="{key}-t {key}-d">'
-        '<title id="{key}-t">{title}</title><desc id="{key}-d">{told}</desc>{grid}{lines}</svg>'
-    ).format(key=key, title=visible(title), told=visible(told), lines=lines, height=LINE_Y * len(marks) + 12, grid=grid_lines(scale))
+        '<title id="{key}-t">{title}</title><desc id="{key}-d">{told}</desc>{grid}{dashed}{lines}</svg>'
+    ).format(key=key, title=visible(title), told=visible(told), lines=lines, height=LINE_Y * len(marks) + 12, grid=grid_lines(scale), dashed=dashed)
 
 
 def _line_of(scale: Axis, mark: Mark, y: int) -> Markup:

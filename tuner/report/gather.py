@@ -51,7 +51,7 @@ def gather(version_folder: Path, evaluation_folder: Path) -> dict[str, Any]:
         "changes": answers.changes(pairs),
         "recipe": (version_folder / "recipe.yaml").read_text(encoding="utf-8"),
         "recipe_digest": manifest["recipe_digest"],
-        "seed": manifest["seed"],
+        "seed": manifest.get("training_seed", manifest["seed"]),
         "code": manifest["code"],
         "versions": manifest["versions"],
         "hardware": manifest["hardware"],

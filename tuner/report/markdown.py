@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuner.report import numbers
-from tuner.report.words import ADAPTER, of_role, ordered
+from tuner.report.words import ADAPTER, flagged, kinds_asked, of_role, ordered, worse_elsewhere
 from tuner.safe_text import visible
 
 Report = Mapping[str, Any]
 MOST_SUITES = 60
+MOST_NAMED = 12
 LINE = 400  # characters of a sentence taken from elsewhere
 SENTENCES = 1200  # of a suite's own verdict, which is several
 
@@ -53,12 +54,18 @@ def sentence(report: Report) -> str:
 
 
 def weakness(report: Report) -> str:
-    """The suites on which the adapter is worse than the base on the metric they are judged by, or that there are none."""
+    """The suites on which the adapter is worse than the base on the metric they are judged by, or that there are none; then the other metrics."""
     found = {name: suite["differences"][suite["lead"]] for name, suite in ordered(report) if suite["lead"]}
     worse = [f"{_cell(name)} {numbers.signed(d['value'])} {numbers.signed_interval(d)}" for name, d in found.items() if d["verdict"] == "worse"]
     if not worse:
-        return f"The adapter is worse than the base on none of {len(found)} suites."
-    return f"**The adapter is worse than the base on {len(worse)} of {len(found)} suites: {', '.join(worse)}.**"
+        return f"The adapter is worse than the base on the leading metric of none of {len(found)} suites.{_elsewhere(report)}"
+    return f"**The adapter is worse than the base on the leading metric of {len(worse)} of {len(found)} suites: {', '.join(worse)}.**{_elsewhere(report)}"
+
+
+def _elsewhere(report: Report) -> str:
+    others = [f"{_cell(name)} {_cell(m)} {numbers.signed(d['value'])} {numbers.signed_interval(d)} (n {d['n']:,})" for name, m, d in worse_elsewhere(report)]
+    more = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
+    return f" **Worse on other metrics: {', '.join(others[:MOST_NAMED])}{more}.**" if others else ""
 
 
 def _gate(gate: Mapping[str, Any] | None) -> list[str]:
@@ -79,16 +86,19 @@ def _flags(flags: list[Mapping[str, Any]] | None) -> list[str]:
 
 def _suites(report: Report) -> list[str]:
     """One row a suite, by the metric it is judged by; of transforms only those that say anything but better."""
-    lines = ["| suite | n | metric | base (best way) | adapter | difference, 95 % | |", "|---|---|---|---|---|---|---|"]
+    lines = ["| suite | n | metric | base (best way) | adapter | difference, 95 % | p | |", "|---|---|---|---|---|---|---|---|"]
+    noted = flagged(report)
     judged = [(name, s) for name, s in ordered(report) if s["lead"]]
     shown = [(name, s) for name, s in judged if s["role"] != "transform" or s["differences"][s["lead"]]["verdict"] != "better"]
     for name, suite in shown[:MOST_SUITES]:
         found = suite["differences"][suite["lead"]]
         base, ours = suite["values"][found["baseline"]][suite["lead"]], suite["values"][ADAPTER][suite["lead"]]
         lines.append(
-            f"| {_cell(name)} | {suite['n']:,} | {_cell(suite['lead'])} | {_value(base)} ({_cell(found['baseline'].removeprefix('base '))}) | {_value(ours)} "
-            f"| {numbers.signed(found['value'])} {numbers.signed_interval(found)} | {_cell(found['verdict'])} |"
+            f"| {_cell(name)} | {found['n']:,} | {_cell(suite['lead'])} | {_value(base)} ({_cell(found['baseline'].removeprefix('base '))}) | {_value(ours)} "
+            f"| {numbers.signed(found['value'])} {numbers.signed_interval(found)} | {numbers.p_value(found['p'])} "
+            f"| {_cell(found['verdict'])}{'; flagged above' if name in noted else ''} |"
         )
+    lines += ["", "Better and worse are said only where interval and test agree."]
     left = len(judged) - len(shown[:MOST_SUITES])
     return [*lines, "", f"{left} more suites are in report.html."] if left else lines
 
@@ -115,14 +125,17 @@ def _drops(report: Report) -> str:
 
 
 def _said(report: Report, role: str) -> str:
-    """A suite's own words, or its leading difference; nothing where it was not run."""
+    """A suite's own words, or its leading difference and what is flagged; nothing where it was not run."""
     for name, suite in of_role(report, role):
+        kinds = kinds_asked(suite) if role == "forgetting" else ""
+        said = f"{_cell(name)} ({kinds})" if kinds else _cell(name)
         words = suite["facts"].get("words")
         if isinstance(words, str) and words:
-            return f"{_cell(name)}: {_cell(words, SENTENCES)}"
+            return f"{said}: {_cell(words, SENTENCES)}"
         if suite["lead"]:
             d = suite["differences"][suite["lead"]]
-            return f"{_cell(name)}: {_cell(suite['lead'])} {numbers.signed(d['value'])} {numbers.signed_interval(d)}, n {d['n']:,}: {_cell(d['verdict'])}"
+            found = f"{_cell(suite['lead'])} {numbers.signed(d['value'])} {numbers.signed_interval(d)}, n {d['n']:,}: {_cell(d['verdict'])}"
+            return "; ".join([f"{said}: {found}", *(_cell(f["words"]) for f in report["flags"] or [] if f.get("suite") == name)])
     return ""
 
 

@@ -52,13 +52,21 @@ def made(report: Report) -> View:
         "recompute": _recompute(report),
         "planned": _planned(report["training"]),
         "has_plan": bool(report["training"].get("plan")),
-        "method": dict(sorted(report["method"].items(), key=lambda kv: (kv[0] != "kind", kv[0]))),
+        "method": {k: v for k, v in sorted(report["method"].items(), key=lambda kv: (kv[0] != "kind", kv[0])) if v not in (None, [], {})},
         "hardware": _hardware(report.get("hardware", {})),
-        "contenders": [{"name": name, **facts} for name, facts in report["contenders"].items()],
+        "contenders": [{"name": name, **facts, "took": _took(facts)} for name, facts in report["contenders"].items()],
         "precision": report["evaluation"].get("precision"),
         "profile": report["evaluation"].get("profile"),
         "settings": _flat(report["evaluation"].get("settings") or {}),
     }
+
+
+def _took(facts: Mapping[str, Any]) -> str:
+    """How long it took to ask what was really asked; what an earlier look had asked already is remembered and took none."""
+    asked, items = facts.get("asked", facts["items"]), facts["items"]
+    if asked >= items:
+        return numbers.seconds(facts["seconds"])
+    return f"{numbers.seconds(facts['seconds'])} for {asked:,}, {items - asked:,} remembered" if asked else "remembered"
 
 
 def _label(report: Report) -> str:
@@ -90,12 +98,12 @@ def _recompute(report: Report) -> View | None:
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Settings by dotted name, those that are not set left out."""
+    """Settings by dotted name, those that are not set or are empty left out."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
             found |= _flat(value, f"{before}{key}.")
-        elif value is not None:
+        elif value not in (None, []):
             found[before + key] = ", ".join(map(str, value)) if isinstance(value, list) else value
     return found
 

@@ -5,7 +5,7 @@ It refuses to name a drop that its interval does not show.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuner.report import charts, charts_severity
@@ -14,6 +14,7 @@ from tuner.report.words import ADAPTER, Report, View, of_role, way, word
 CONSISTENCY = "consistency"
 MOST_FAMILIES = 24
 MOST_SHARP = 8
+SEVERITIES = 3  # of every family, where all are asked
 
 
 def family_of(name: str, suite: Mapping[str, Any]) -> tuple[str, int]:
@@ -64,8 +65,12 @@ def _measured(found: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
 
 
 def _sizes(rows: list[View]) -> str:
-    sizes = sorted({r["n"] for r in rows})
+    sizes = sorted({r["drop"]["n"] for r in rows})
     return f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+
+
+def _all(severities: Sequence[int]) -> str:
+    return " and ".join(map(str, severities))
 
 
 def _plots(families: Mapping[str, list[View]]) -> View | None:
@@ -85,6 +90,7 @@ def _plots(families: Mapping[str, list[View]]) -> View | None:
         "left": charts_severity.drops_left(up),
         "below": charts_severity.severities_below(severities),
         "more": max(0, len(worst) - MOST_FAMILIES),
+        "some": "" if len(severities) >= SEVERITIES else f"severity {severities[0]} alone" if len(severities) == 1 else f"severities {_all(severities)}",
     }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tuner.report import charts
-from tuner.report.words import ADAPTER, Report, View, metrics_of, of_role, ordered, way, word
+from tuner.report.words import ADAPTER, Report, View, kinds_asked, metrics_of, of_role, ordered, way, word
 
 MOST_ROWS = 60
 OVERALL = "overall"
@@ -53,6 +53,7 @@ def table(report: Report, name: str) -> View:
 def measures(report: Report, name: str) -> View:
     """One suite's metrics × contenders, for suites of many metrics: a row each, with what it means."""
     suite = report["suites"][name]
+    chances, uncounted = chances_of(suite), _uncounted(suite)
     contenders = sorted(suite["values"], key=lambda c: (c == ADAPTER, c))
     rows = []
     for metric in metrics_of(suite, suite["lead"]):
@@ -62,6 +63,7 @@ def measures(report: Report, name: str) -> View:
             "name": metric, "what": suite["metrics"][metric]["what"], "higher": suite["metrics"][metric]["higher_is_better"], "sizes": sizes,
             "cells": [_cell(e, e["n"] if e and len(sizes) == 1 else -1, False) for e in found],
             "difference": difference, "word": word(difference["verdict"]) if difference else None,
+            "chance": chances.get(metric), "counted": metric not in uncounted,
         })  # fmt: skip
     baselines = {d["baseline"] for d in suite["differences"].values()}
     methods = table(report, name)["methods"] + sorted({f"p of {m}: {d['test']}" for m, d in suite["differences"].items()})
@@ -91,12 +93,18 @@ def forgetting(report: Report) -> View | None:
     probes = [m for m in suite["differences"] if _is_share(suite, m)]
     probes.sort(key=lambda m: (m != OVERALL, suite["differences"][m]["value"] or 0.0))
     scale = charts.axis([], share=True)
+    chances, uncounted = chances_of(suite), _uncounted(suite)
     return {
         "name": name,
         "n": suite["n"],
+        "kinds": kinds_asked(suite),
+        "chance": max(chances.values(), default=None),
+        "uncounted": uncounted,
+        "further": [measures(report, other) for other, _ in found[1:]],
         "rows": [
             {"metric": m, "n": suite["values"][ADAPTER][m]["n"], "difference": suite["differences"][m], "word": word(suite["differences"][m]["verdict"]),
-             "svg": charts.suite_row(f"probe-{i}", f"{name}: {m}", scale, _two(suite, m))}
+             "chance": chances.get(m), "counted": m not in uncounted,
+             "svg": charts.suite_row(f"probe-{i}", f"{name}: {m}", scale, _two(suite, m), chances.get(m))}
             for i, m in enumerate(probes[:MOST_ROWS])
         ],
         "ticks": charts.ticks_below(scale),
@@ -114,6 +122,23 @@ def rehearsal(found: Mapping[str, Any] | None) -> View | None:
     differences = found.get("differences", {})
     sentences = words(found.get("words")) or [f"{found['verdict']}, on {found['items']} items that both versions were asked"]
     return {"words": sentences, "rows": [{"metric": m, "difference": d, "word": word(d["verdict"])} for m, d in sorted(differences.items())]}
+
+
+ANSWERED_FREELY = ("instructions_followed", "gsm8k_exact", "prompt_same_first")  # shares without answers to choose from: no chance
+
+
+def chances_of(suite: Mapping[str, Any]) -> dict[str, float]:
+    """What blind choice gives, by metric: `chance` of the facts is one number for all probes that are a choice, or one for each."""
+    chance = suite["facts"].get("chance")
+    if isinstance(chance, Mapping):
+        return {m: float(c) for m, c in chance.items() if m in suite["metrics"]}
+    return {} if chance is None else {m: float(chance) for m in suite["differences"] if _is_share(suite, m) and m not in ANSWERED_FREELY}
+
+
+def _uncounted(suite: Mapping[str, Any]) -> list[str]:
+    """Families that the suite's verdict leaves out; none where it does not say which it counts."""
+    counted = suite["facts"].get("counted")
+    return [] if counted is None else [m for m in chances_of(suite) if m != OVERALL and m not in counted]
 
 
 SENSITIVE = ("text_loss", "kl_base")  # what moves first, and so stands first

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuner.report import charts, section_answers, section_made, section_robustness, section_slices, section_suites
-from tuner.report.gather import ANSWERED, ROLES
-from tuner.report.words import ADAPTER, Report, View, ordered, way, word
+from tuner.report.gather import ROLES
+from tuner.report.words import ADAPTER, Report, View, flagged, ordered, way, word, worse_elsewhere
 
 MOST_FLAGS = 40
 MOST_NAMED = 12
@@ -31,7 +31,7 @@ def view(report: Report) -> View:
         "absent_commands": {
             role: f"tuner evaluate {shlex.quote(label)} --suite {report['missing'][role]}" if role in report["missing"] else None for role in ROLES
         },
-        "left_out": {kind: _left_out(report, kind) for kind in ("transforms", "abstention")},
+        "left_out": {kind: _left_out(report, kind) for kind in ("contenders", "transforms", "abstention", "memorisation")},
         "plot": _plot(report),
         "tables": section_suites.tables(report),
         "slices": section_slices.slices(report),
@@ -95,11 +95,17 @@ def _flags(report: Report) -> View | None:
         None
         if flags is None
         else {
-            "rows": [{"suite": f.get("suite"), "kind": f.get("kind") or f.get("code", "flag"), "words": f["words"]} for f in flags[:MOST_FLAGS]],
+            "rows": [{"suite": f.get("suite"), "kind": _kind_of(f), "words": f["words"]} for f in flags[:MOST_FLAGS]],
             "more": max(0, len(flags) - MOST_FLAGS),
             "count": len(flags),
         }
     )
+
+
+def _kind_of(flag: Mapping[str, Any]) -> str:
+    """What kind of flag it is, where its own words do not begin with that."""
+    kind = str(flag.get("kind") or flag.get("code") or "")
+    return "" if flag["words"].startswith(kind) else kind
 
 
 def _left_out(report: Report, kind: str) -> list[str]:
@@ -111,14 +117,12 @@ def _left_out(report: Report, kind: str) -> list[str]:
 def _weak(report: Report) -> View:
     """Suites by the verdict on their leading metric, and every other metric on which the adapter is worse."""
     by_word: dict[str, list[View]] = {"worse": [], "no difference seen": [], "better": []}
-    others: list[View] = []
-    for index, (name, suite) in enumerate(ordered(report)):
-        for metric, found in suite["differences"].items() if suite["role"] in ANSWERED else ():
-            row = {"suite": name, "key": f"suite-{index}", "metric": metric, "difference": found}
-            if metric == suite["lead"]:
-                by_word.setdefault(found["verdict"], []).append(row)
-            elif found["verdict"] == "worse":
-                others.append(row)
+    keys = {name: f"suite-{i}" for i, (name, _) in enumerate(ordered(report))}
+    for name, suite in ordered(report):
+        if suite["lead"]:
+            found = suite["differences"][suite["lead"]]
+            by_word.setdefault(found["verdict"], []).append({"suite": name, "key": keys[name], "metric": suite["lead"], "difference": found})
+    others = [{"suite": name, "key": keys[name], "metric": metric, "difference": found} for name, metric, found in worse_elsewhere(report)]
     return {
         "worse": _first(by_word["worse"]), "unseen": _first(by_word["no difference seen"]), "others": _first(others),
         "suites": sum(map(len, by_word.values())), "primary": report["primary"],
@@ -141,13 +145,14 @@ def _plot(report: Report) -> View:
     judged = [(i, name, s) for i, (name, s) in enumerate(ordered(report)) if s["lead"] and not _is_lighter(name, s, report) and _has_value(s)]
     share = all(s["metrics"][s["lead"]]["higher_is_better"] and all(0 <= b <= 1 for b in _bounds(s)) for _, _, s in judged)
     chosen = judged if share else [(i, name, s) for i, name, s in judged if s["lead"] == primary]
-    marks = [_marks(s) for _, _, s in chosen]
+    marks, noted = [_marks(s) for _, _, s in chosen], flagged(report)
     scale = charts.axis([b for _, _, s in chosen for b in _bounds(s)], share)
     rows = [
         {
-            "key": f"suite-{i}", "name": name, "role": ROLES_SAID[s["role"]], "n": s["n"], "metric": None if s["lead"] == primary else s["lead"],
+            "key": f"suite-{i}", "name": name, "role": ROLES_SAID[s["role"]], "n": s["differences"][s["lead"]]["n"],
+            "metric": None if s["lead"] == primary else s["lead"],
             "svg": charts.suite_row(f"plot-{i}", f"{name}: {s['lead']}", scale, row),
-            "difference": s["differences"][s["lead"]], "word": word(s["differences"][s["lead"]]["verdict"]),
+            "difference": s["differences"][s["lead"]], "word": word(s["differences"][s["lead"]]["verdict"]), "flagged": name in noted,
         }
         for (i, name, s), row in zip(chosen, marks, strict=True)
     ]  # fmt: skip

@@ -20,6 +20,8 @@ from tuner.pipeline import Run
 from tuner.recipe import Recipe, load_recipe
 from tuner.report.seeds_text import seeds_text
 
+BASE = "base"
+
 
 def with_seed(path: Path, overrides: Sequence[str], profile: str | None, number: int) -> Recipe:
     """The recipe under its `number`-th training seed; the first is the recipe as it is."""
@@ -35,7 +37,13 @@ def over(runs: Sequence[Run]) -> dict[str, Any]:
     first = next(iter(graded.values())).scores
     facts = {f"{suite}.{name}": m for suite, found in first["suites"].items() for name, m in found["metrics"].items()}
     rows = {label: _rows(run.evaluation) for label, run in graded.items() if run.evaluation is not None}
-    return {**over_seeds(rows, facts, baseline=first["best_base"]), "primary": first["primary"], "metrics": facts}
+    found = over_seeds(rows, facts, baseline=first["best_base"])
+    made = [suite for suite, of in first["suites"].items() if BASE in of["values"]]  # there the base has no ways
+    if made:
+        beside = over_seeds(rows, facts, baseline=BASE)["suites"]
+        found["suites"] |= {suite: beside[suite] for suite in made if suite in beside}
+    verdict = found["suites"].get(first["verdict"]["suite"], {}).get("differences", {}).get(first["primary"], {}).get("verdict")
+    return {**found, "primary": first["primary"], "metrics": facts, "verdict": verdict}
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
