@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tuner.artifact.looks import look
 from tuner.artifact.records import records_hashes
 from tuner.artifact.store import Version, add_evaluation, evaluations, versions
+from tuner.artifact.vllm_adapter import fastest
 from tuner.data.canaries import Canary, canaries
 from tuner.data.spec import CanarySpec
 from tuner.data.splits import Splits
@@ -59,11 +60,12 @@ def judged(recipe: Recipe, adapter: Adapter, splits: Splits, version: Version, l
     """Ask every suite of the recipe, add scores and answers beside the version in one step, write the report; gives the folder and the scores."""
     store = version.folder.parent.parent
     refuse_trained(version, adapter.manifest, splits)
-    model = Remembered.of(adapter, answers_of(store), recipe.evaluate.batch)
+    asked = fastest(adapter)
+    model = Remembered.of(asked, answers_of(store), recipe.evaluate.batch)
     graded = evidence(model, _material(recipe, adapter, splits, version), recipe.evaluate, listener.grading)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     facts: dict[str, Any] = {
-        "version": version.label, "created": created, "precision": str(adapter.precision), "allowed": list(adapter.allowed), "recipe_digest": recipe.digest,
+        "version": version.label, "created": created, "precision": str(asked.precision), "allowed": list(adapter.allowed), "recipe_digest": recipe.digest,
         "looks": _look(store, splits, version, adapter.manifest, created),
     }  # fmt: skip
     if recipe.data.rehearsal is not None and "forgetting" in graded.scores["suites"]:

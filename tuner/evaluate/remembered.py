@@ -24,6 +24,7 @@ from tuner.fingerprint import digest_json, library_versions
 
 if TYPE_CHECKING:
     from tuner.artifact.adapter import Adapter
+    from tuner.artifact.vllm_adapter import VllmAdapter
 
 CHUNK_BATCHES = 4  # batches asked between two writes: what an interruption can cost
 
@@ -40,7 +41,7 @@ class Remembered:
         ensure_folder(folder)
 
     @classmethod
-    def of(cls, adapter: Adapter, folder: Path, batch: int) -> Remembered:
+    def of(cls, adapter: Adapter | VllmAdapter, folder: Path, batch: int) -> Remembered:
         """An adapter with its memory: what it says depends on its version, on base, template, tokenizer and precision, and on the libraries."""
         manifest = adapter.manifest
         opened = [str(adapter.base_folder), adapter.encoder.tokenizer_digest, adapter.encoder.template.digest] if adapter.allowed else []
