@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -249,3 +250,23 @@ class Sure:
 
 def test_confidence_is_the_geometric_mean_of_the_answers_token_probabilities() -> None:
     assert confidences(Sure(), ["q", "q"], ["", "abcd"]) == pytest.approx([1.0, math.exp(-4 / 2)])  # type: ignore[arg-type]
+
+
+def test_answerable_questions_of_one_source_are_drawn_together() -> None:
+    made = abstention_suite(label_records(("red", "blue", "none")), held([("x", "red")]), "label", AbstentionSpec(), "small", 0)
+    said = {ADAPTER: ["none" if i // 5 % 3 == 0 else "red" for i in range(60)], ZERO: ["red"] * 60}
+    rows = [{**r, "group": f"s{r['item'] // 5}"} for r in held_out_rows(said, ["red"] * 60)]
+    texts, sure = {c: ["none"] * 40 for c in said}, {c: [1.0] * 40 for c in said}
+    found = abstention_result(made, texts, sure, AbstentionSpec(), rows, ZERO, 1000, 0)
+    assert "12 groups" in found.values[ADAPTER]["over_refusal"].method and "12 groups" in found.differences["over_refusal"].method
+    assert "groups" not in found.values[ADAPTER]["abstained"].method
+    assert {r["group"] for r in found.rows if r["kind"] == "in_scope"} == {f"s{i}" for i in range(12)}
+
+
+def test_a_question_put_to_another_document_keeps_its_source() -> None:
+    items = [replace(i, group=f"book {at // 2}") for at, i in enumerate(held(questions_about("{question}\n\n{document}")).items)]
+    made = abstention_suite([], suite_of("held_out", "held_out", items), "text", AbstentionSpec(take=20), "small", 0)
+    assert all((i.group is not None) == (kind == "document_silent") for i, kind in zip(made.suite.items, made.kinds, strict=True))
+    texts, sure = {ADAPTER: ["I do not know."] * 20}, {ADAPTER: [1.0] * 20}
+    found = abstention_result(made, texts, sure, AbstentionSpec(), [], ZERO, 1000, 0)
+    assert "groups" in found.values[ADAPTER]["abstained"].method

@@ -11,6 +11,7 @@ from sklearn.metrics import f1_score
 
 from tuner.errors import Refusal
 from tuner.evaluate.compare import compare, read_back
+from tuner.evaluate.intervals import difference
 from tuner.evaluate.metrics import METRICS, Answer
 
 FORMS = {"exact_match": "mean", "chrf": "mean", "loss": "ratio", "macro_f1": "macro_f1", "perplexity": "perplexity", "bleu": "bleu", "membership_auc": "auc"}
@@ -119,3 +120,26 @@ def test_calibration_bins_are_put_back_together() -> None:
     read = read_back([rows], "ece", {"form": "ece"})
     naive = sum(abs(sum(r["parts"]["ece"][1] - r["parts"]["ece"][2] for r in rows if r["parts"]["ece"][0] == b)) for b in range(10)) / 60
     assert read is not None and float(read.combine(read.sides[0].sum(axis=0))) == pytest.approx(naive)
+
+
+def test_items_that_name_their_source_are_drawn_together() -> None:
+    """Twenty sources of five equal answers are twenty items; those without a source are each their own."""
+    by_source = np.random.default_rng(0).random((2, 20)) < 0.5
+    sides = [[row(i, "yes" if of[i // 5] else "no", group=f"s{i // 5}") for i in range(100)] for of in by_source]
+    found, wanted = compared(*sides)["suites"]["held_out"]["metrics"]["exact_match"], paired_t(by_source[1] * 1.0, by_source[0] * 1.0)
+    assert (found["difference"]["low"], found["difference"]["high"]) == pytest.approx(wanted, abs=1e-9)
+    assert "20 groups" in found["difference"]["method"] and "20 groups" in found["values"]["old"]["method"]
+    some = [[{**r, "group": None} if r["item"] >= 50 else r for r in side] for side in sides]
+    assert "60 groups" in compared(*some)["suites"]["held_out"]["metrics"]["exact_match"]["difference"]["method"]
+
+
+def paired_t(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """Interval of the difference of twenty scores, by the functions that other tests hold against scipy."""
+    parts = [np.column_stack([s, np.ones(20)]) for s in (ours, theirs)]
+    found = difference(*parts, METRICS["chrf"].combine, binary=False, higher_is_better=True, baseline="b", resamples=1000, seed=0, bounds=(0.0, 1.0))
+    return found.low, found.high
+
+
+def test_what_memorisation_calls_a_group_is_no_source() -> None:
+    sides = [[row(i, "", suite="memorisation", group="member", question=None, scores={"exact_match": float(i % n == 0)}) for i in range(30)] for n in (2, 3)]
+    assert "groups" not in compared(*sides)["suites"]["memorisation"]["metrics"]["exact_match"]["difference"]["method"]

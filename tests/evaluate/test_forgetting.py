@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from tuner.artifact.adapter import Adapter
 from tuner.artifact.decode import Decoder
 from tuner.artifact.store import Version
 from tuner.base import BaseSpec, Precision, load_model, resolve_base
-from tuner.evaluate.forgetting import BINARY, METRICS, _last_number, bought, everyday_prompts, forgetting, result_of, ticks, verdict
+from tuner.evaluate.forgetting import BINARY, METRICS, _counted, _last_number, _numbered, bought, everyday_prompts, forgetting, result_of, ticks, verdict
 from tuner.evaluate.intervals import Difference
 from tuner.evaluate.probes import FAMILIES, generate
 from tuner.evaluate.result import Result
@@ -113,7 +114,7 @@ def test_the_chosen_option_is_the_likeliest_by_a_pass_for_each_without_the_task_
     from tuner.data.record import Message
 
     for contender in ("base", "adapter"):
-        for row in rows_of(result, contender, "choice_nats")[::9]:
+        for row in [r for r in result.rows if r["contender"] == contender and r["probe"] in FAMILIES][::9]:
             asked = [Message("user", row["question"])]
             prompt = plain.prompt_ids(asked)
             nats = []
@@ -124,8 +125,11 @@ def test_the_chosen_option_is_the_likeliest_by_a_pass_for_each_without_the_task_
             right = row["options"].index(row["reference"])
             shares = [math.exp(min(nats) - n) for n in nats]
             assert row["answer"] == row["options"][nats.index(min(nats))]
-            assert row["scores"]["overall"] == row["scores"][row["probe"]] == float(row["answer"] == row["reference"])
-            assert row["scores"]["choice_nats"] == pytest.approx(-math.log(max(shares[right] / sum(shares), 1e-6)), abs=1e-3)
+            shared = min(nats) - min(row["option_nats"])  # tokens that all four begin with, or the one that ends them
+            assert row["option_nats"] == pytest.approx([n - shared for n in nats], abs=1e-3)
+            assert row["scores"][row["probe"]] == row["scores"].get("overall", row["scores"][row["probe"]]) == float(row["answer"] == row["reference"])
+            if "overall" in row["scores"]:
+                assert row["scores"]["choice_nats"] == pytest.approx(-math.log(max(shares[right] / sum(shares), 1e-6)), abs=1e-3)
 
 
 def test_a_fresh_adapter_is_its_base_in_every_number(tiny: Any) -> None:
@@ -215,7 +219,8 @@ def test_on_a_real_base_the_spoilt_adapter_is_flagged_and_the_benign_one_is_not(
     assert spoilt.facts["verdict"] == "forgot"
     assert spoilt.differences["text_loss"].low > 1
     assert benign.facts["verdict"] == "none seen"
-    assert benign.differences["text_loss"].high < 0.05
+    assert benign.differences["text_loss"].value < 0.05 and benign.differences["text_loss"].high < 0.1  # eight passages
+    assert spoilt.differences["overall"].verdict == "worse" and spoilt.differences["choice_nats"].low > 0.5 > benign.differences["choice_nats"].high
     assert 0.3 < benign.values["base"]["overall"].value < 0.9  # neither at chance nor at its ceiling
     assert bought(benign.rows, spoilt.rows, RESAMPLES, SEED)["verdict"] == "kept more"
     assert benign.values["base"]["text_loss"].value < 4  # nats a token: the passages are English that the base can read
@@ -240,6 +245,85 @@ def test_flags_are_read_off_intervals_never_off_points() -> None:
     assert [flag.split(":")[0] for flag in told["flags"]] == ["behaviour"]
 
 
+# --- which probes count ----------------------------------------------------------------------------------------------
+
+
+def asked_rows(base: dict[str, list[bool]], ours: dict[str, list[bool]]) -> list[dict[str, Any]]:
+    """Rows of choice probes that base and adapter answer rightly or not, and two passages."""
+    rows = [
+        {"item": 1000 * place + i, "contender": contender, "probe": family, "question": f"{family} {i}", "reference": "a", "options": list("abcd"),
+         "option_nats": [0.5, 1.0, 2.0, None] if right else [1.0, 0.5, 2.0, None], "scores": {family: float(right)}}
+        for contender, of in (("base", base), ("adapter", ours)) for place, family in enumerate(of) for i, right in enumerate(of[family])
+    ]  # fmt: skip
+    passages = [{"item": i, "contender": c, "probe": "text", "question": f"p{i}", "reference": None, "scores": {}, "parts": {"text_loss": [30.0 + i, 10]}}
+                for c in ("base", "adapter") for i in (0, 1)]  # fmt: skip
+    return _numbered(_counted([*rows, *passages]))
+
+
+def dealt(share: float, n: int = 40) -> list[bool]:
+    """`share` of n right, spread evenly."""
+    return [int((i + 1) * share) > int(i * share) for i in range(n)]
+
+
+def test_probes_that_the_base_answers_by_chance_do_not_hide_what_was_lost() -> None:
+    """Arithmetic is lost and calendar, where the base was below chance, rises to chance: over all of them nothing would be seen."""
+    base = {"arithmetic": dealt(0.8), "calendar": dealt(0.1), "units": dealt(0.25)}
+    found = result_of(asked_rows(base, {"arithmetic": dealt(0.4), "calendar": dealt(0.4), "units": dealt(0.35)}), RESAMPLES, SEED)
+    assert found.differences["overall"].n == found.differences["choice_nats"].n == 40
+    assert found.differences["overall"].value == pytest.approx(-0.4) and found.facts["verdict"] == "forgot"
+    assert {f: of["counted"] for f, of in found.facts["families"].items()} == {"arithmetic": 40, "calendar": 0, "units": 0}
+    assert found.facts["chance"] == 0.25 and "chance 0.25" in found.metrics["overall"].what and found.version == 2
+    text, probes = (f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" for d in (found.differences[m] for m in ("text_loss", "overall")))
+    told = f"{text} nats a token on 2 neutral passages, {probes} of the 40 general questions that the base can do."
+    assert found.facts["words"] == f"The adapter forgot: {told}"
+
+
+def test_what_counts_depends_on_the_base_alone_and_not_on_the_item_itself() -> None:
+    rng = np.random.default_rng(0)
+    base = {f: (rng.random(43) < p).tolist() for f, p in zip(FAMILIES, (0.7, 0.2, 0.45, 0.5, 0.4, 0.3, 0.9), strict=True)}
+    counted = [{r["question"] for r in asked_rows(base, ours) if "overall" in r["scores"]} for ours in (base, {f: [False] * 43 for f in FAMILIES})]
+    assert counted[0] == counted[1]
+    for family in FAMILIES:
+        for at in range(43):
+            others = [right for i, right in enumerate(base[family]) if i % 5 != at % 5]
+            low = stats.binomtest(sum(others), len(others)).proportion_ci(method="wilson").low
+            assert (f"{family} {at}" in counted[0]) == (low > 0.25)
+
+
+def test_an_adapter_of_the_same_ability_is_not_called_worse_because_the_base_was_lucky() -> None:
+    """Three in ten answers afresh: counting whole families by their own items calls 7 % of such adapters worse."""
+    rng, worse = np.random.default_rng(0), []
+    for _ in range(150):
+        base = {f: rng.random(43) < 0.35 for f in FAMILIES}
+        ours = {f: np.where(rng.random(43) < 0.3, rng.random(43) < 0.35, of).tolist() for f, of in base.items()}
+        rows = [r for r in asked_rows({f: of.tolist() for f, of in base.items()}, ours) if "overall" in r["scores"]]
+        own, other = ([r["scores"]["overall"] for r in rows if r["contender"] == c] for c in ("adapter", "base"))
+        worse.append(bool(own) and float(np.mean(own)) - float(np.mean(other)))
+    assert abs(np.mean(worse)) < 3.3 * np.std(worse) / math.sqrt(150)
+
+
+def test_a_base_that_knows_nothing_has_nothing_to_forget_and_that_is_said() -> None:
+    base = {f: dealt(0.25) for f in FAMILIES}
+    found = result_of(asked_rows(base, base), RESAMPLES, SEED)
+    assert "overall" not in found.metrics and "choice_nats" not in found.differences
+    assert [n["measure"] for n in found.facts["not_measured"]] == ["overall"] and "7 families" in found.facts["not_measured"][0]["words"]
+    assert found.facts["words"].endswith("no probe that the base can do.")
+
+
+def test_right_answers_that_became_much_dearer_are_a_drift() -> None:
+    base = {"arithmetic": dealt(0.8)}
+    rows = asked_rows(base, base)
+    for row in rows:
+        if row["contender"] == "adapter" and "choice_nats" in row["scores"]:
+            row["scores"]["choice_nats"] += 0.8 + 0.01 * (row["item"] % 7)
+    found = result_of(rows, RESAMPLES, SEED)
+    assert found.facts["verdict"] == "drifted" and "the right answers of these 40 cost +0.8" in found.facts["flags"][0]
+
+
+def test_text_that_cannot_be_read_at_all_is_not_called_unforgotten() -> None:
+    assert verdict({"text_loss": difference_of(math.nan, math.nan, math.nan, 1.0, "no difference seen")})["verdict"] == "forgot"
+
+
 # --- what rehearsal bought -----------------------------------------------------------------------------------------
 
 
@@ -261,7 +345,7 @@ def test_versions_that_were_asked_different_questions_are_compared_on_those_both
     shared = {p.question for p in generate(42, SEED)} & {p.question for p in generate(63, SEED)}
     found = bought(gentle[1].rows, other.rows, RESAMPLES, SEED)
     assert found["differences"]["text_loss"]["n"] == 5
-    assert found["differences"]["overall"]["n"] == len(shared) >= 21
+    assert sum(found["differences"][family]["n"] for family in FAMILIES) == len(shared) >= 21
 
 
 # --- shipped texts -------------------------------------------------------------------------------------------------
@@ -297,5 +381,5 @@ def test_metrics_that_are_shares_are_zero_or_one_an_item(spoilt: tuple[Adapter, 
             if name in BINARY:
                 counted += 1
                 assert score in (0.0, 1.0)
-    assert counted == 2 * (2 * 63 + 7) + 32
+    assert counted == 2 * (63 + 7) + 32 + sum("overall" in row["scores"] for row in spoilt[1].rows)
     assert np.isfinite([v for r in spoilt[1].rows for v in r["scores"].values()]).all()

@@ -25,6 +25,9 @@ def entry(found: Found, n: int = 100) -> dict[str, Any]:
     return {"value": found[0], "low": found[1], "high": found[2], "n": n}
 
 
+WILSON = {"method": "Wilson score interval, 95 %"}
+
+
 def scores(
     differences: Mapping[str, Found] = {}, values: Mapping[str, Found] = {}, lower_is_better: tuple[str, ...] = (), ways: int = 1, n: int = 100
 ) -> dict[str, Any]:
@@ -36,7 +39,7 @@ def scores(
         found = suites.setdefault(suite, {"role": suite, "n": n, "metrics": {}, "values": {"adapter": {}}, "differences": {}, "facts": {}})
         found["metrics"][metric] = {"what": metric, "higher_is_better": metric not in lower_is_better, "form": "mean"}
         if name in values:
-            found["values"]["adapter"][metric] = entry(values[name], n)
+            found["values"]["adapter"][metric] = entry(values[name], n) | WILSON
         if name in differences:
             found["differences"][metric] = entry(differences[name], n)
             for way in range(ways):
@@ -89,6 +92,34 @@ def test_a_count_is_exact_and_states_what_the_share_could_be(value: float, most:
     ruling = one(found, suite="memorisation", metric="extractable", of="count", at_most=most)
     assert ruling.outcome == outcome and ruling.found["value"] == round(value * 120)
     assert ruling.why == f"{round(value * 120)} of 120; the true share may be up to 3.0 %"
+
+
+@pytest.mark.parametrize(
+    ("metric", "form", "method", "words"),
+    [("membership_auc", "auc", "DeLong on the logit scale, 95 %", "of form auc"), ("loss", "ratio", "bootstrap-t over items (jackknife)", "of form ratio"),
+     ("chrf", "mean", "bootstrap-t over items (jackknife)", "a mean of scores"),
+     ("exact_match", "mean", "bootstrap-t (jackknife), over 9 groups of items", "graded by source")],
+)  # fmt: skip
+def test_only_a_share_of_items_can_be_counted(metric: str, form: str, method: str, words: str) -> None:
+    found = scores(values={f"held_out.{metric}": (0.5, 0.4, 0.6)})
+    found["suites"]["held_out"]["metrics"][metric]["form"] = form
+    found["suites"]["held_out"]["values"]["adapter"][metric]["method"] = method
+    with pytest.raises(Refusal, match=words):
+        one(found, suite="held_out", metric=metric, of="count", at_most=5)
+
+
+def test_a_rule_that_does_not_say_what_it_is_about_means_a_gain_at_least_or_a_drop_at_most() -> None:
+    found = scores({"held_out.exact_match": (0.1, 0.06, 0.2), "forgetting.overall": (-0.2, -0.3, -0.15)})
+    gain, drop = one(found, suite="held_out", metric="exact_match", at_least=0.05), one(found, suite="forgetting", metric="overall", at_most=0.05)
+    assert gain.outcome == "pass" and gain.words == "held_out.exact_match gain, lower bound at least 0.05"
+    assert drop.outcome == "fail" and drop.words == "forgetting.overall drop, upper bound at most 0.05"
+
+
+def test_a_default_that_was_not_measured_is_left_out_with_the_suites_own_reason() -> None:
+    found = scores({"held_out.exact_match": (0.3, 0.2, 0.4), "forgetting.text_loss": (0.0, -0.02, 0.02)}, {"memorisation.extractable": (0, 0, 0.1)})
+    found["suites"]["forgetting"]["facts"] = {"not_measured": [{"measure": "overall", "words": "the base knows nothing"}]}
+    gate = judge(found)
+    assert gate.left_out == ("forgetting.overall: the base knows nothing",) and len(gate.rules) == 3
 
 
 def test_a_transforms_drop_is_the_adapters_own_against_the_unchanged_questions() -> None:
@@ -229,7 +260,7 @@ def test_a_planted_gain_of_the_stated_size_passes_in_80_percent_and_a_planted_dr
 
 
 def test_a_planted_loss_of_ability_fails() -> None:
-    """A fifth of the probes lost where 0.05 is allowed: seen in nearly all suites of 300."""
+    """A fifth of the probes lost where 0.1 is allowed: seen in nearly all suites of 300."""
     assert np.mean([g.rules[1].outcome == "fail" for g in outcomes(100, n=100, ways=2, level=0.5, lost=0.2)]) >= 0.95
 
 
@@ -245,3 +276,17 @@ def test_estimates_give_the_count_that_was_counted() -> None:
         scores(values={"memorisation.extractable": (found.value, found.low, found.high)}), suite="memorisation", metric="extractable", of="count", at_most=7
     )
     assert ruling.outcome == "pass" and ruling.found["value"] == 7
+
+
+def test_a_recital_that_held_out_shows_too_is_no_recital_for_the_default_gate() -> None:
+    def measured(held_out: float) -> list[str]:
+        value = {"low": 0.0, "high": 1.0, "n": 46, "method": "Wilson score interval, 95 %"}
+        values = {"adapter": {"extractable": {**value, "value": 0.7}, "extractable_held_out": {**value, "value": held_out}}}
+        facts = {"what": "", "higher_is_better": False, "form": "mean"}
+        memory = {"role": "memorisation", "n": 88, "values": values, "differences": {}, "metrics": dict.fromkeys(values["adapter"], facts), "facts": {}}
+        found = judge({"primary": "exact_match", "metrics": {}, "suites": {"memorisation": memory}, "verdict": {"suite": "held_out"}})
+        return [*found.left_out, *(r.outcome for r in found.rules if "extractable" in r.words)]
+
+    assert measured(0.0) == ["fail"]
+    (said,) = measured(32 / 46)
+    assert "32 of 46 completions of held_out" in said

@@ -109,14 +109,51 @@ def test_anyone_can_compute_the_bootstrap_t_again_from_its_seed() -> None:
     assert (ours.low, ours.high) == pytest.approx((value - high * pseudo.std(), value - low * pseudo.std()), rel=1e-4)
 
 
-def test_a_paired_difference_is_scipys_t_interval_with_one_gained_and_one_lost_item_added() -> None:
+def with_two_added(gaps: np.ndarray) -> tuple[float, float]:
+    size = np.sqrt((gaps[gaps != 0] ** 2).mean())
+    held = np.append(gaps, [size, -size])
+    low, high = stats.t.interval(0.95, len(gaps) + 1, held.mean(), held.std() / np.sqrt(len(gaps) + 2))
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize("same", [90, 45])
+def test_where_at_most_half_of_the_items_move_a_difference_is_scipys_t_interval_with_one_gained_and_one_lost_item_added(same: int) -> None:
+    rng = np.random.default_rng(1)
+    theirs = rng.random(100)
+    ours = np.where(np.arange(100) < max(same, 50), theirs, rng.random(100))
+    found = paired(ours, theirs)
+    assert (found.low, found.high) == pytest.approx(with_two_added(ours - theirs), abs=1e-9)
+    assert "one gained and one lost item added" in found.method
+
+
+def test_where_all_items_move_a_difference_is_scipys_t_interval_and_in_between_it_goes_over() -> None:
+    rng = np.random.default_rng(1)
+    theirs = rng.random(100)
+    moved = rng.random(100)
+    found = paired(moved, theirs)
+    student = stats.ttest_rel(moved, theirs).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((student.low, student.high), abs=1e-9) and found.method == "paired jackknife t interval, 95 %"
+    mostly = np.where(np.arange(100) < 20, theirs, moved)
+    plain, added = stats.ttest_rel(mostly, theirs).confidence_interval(0.95), with_two_added(mostly - theirs)
+    between = paired(mostly, theirs)
+    assert (between.low, between.high) == pytest.approx([0.36 * p + 0.64 * a for p, a in zip(plain, added, strict=True)], abs=1e-9)
+    assert "64.0% of the way" in between.method
+
+
+@pytest.mark.parametrize(("noise", "low", "high"), [(1.0, -183.2, -180.8), (0.0, -255.0, -109.0)])
+def test_a_shift_of_all_items_is_as_sure_as_their_spread_says(noise: float, low: float, high: float) -> None:
+    """Six questions that cost 182 tokens less each; where they do exactly, as sure as six that agree can be."""
+    theirs = np.array([252.0, 250, 255, 248, 253, 255])
+    ours = theirs - 182 + noise * np.array([1.0, -1, 1, -1, 1, -1])
+    found = paired(ours, theirs, bounds=(0.0, math.inf), higher_is_better=False)
+    assert low <= found.low < -182 < found.high <= high and (found.low + found.high) / 2 == pytest.approx(-182)
+    assert noise or found.method.startswith("all 6 agree")
+
+
+def test_the_interval_of_two_contenders_is_close_to_the_bootstraps() -> None:
     rng = np.random.default_rng(1)
     ours, theirs = rng.random(90), rng.random(90)
-    found = paired(ours, theirs)
-    gaps = ours - theirs
-    held = np.append(gaps, [np.sqrt((gaps**2).mean()), -np.sqrt((gaps**2).mean())])
-    wanted = stats.t.interval(0.95, 91, held.mean(), held.std() / np.sqrt(92))
-    assert (found.low, found.high) == pytest.approx(wanted, abs=1e-9)
+    found, gaps = paired(ours, theirs), ours - theirs
     bootstrapped = stats.bootstrap((gaps,), np.mean, n_resamples=10_000, method="percentile", random_state=2).confidence_interval
     assert (found.low, found.high) == pytest.approx((bootstrapped.low, bootstrapped.high), abs=0.01)
 
@@ -176,6 +213,15 @@ def test_one_item_has_an_interval() -> None:
 def test_no_item_is_refused() -> None:
     with pytest.raises(Refusal, match="0 items"):
         estimate(np.zeros((0, 2)), MEAN, False, 1000, 0)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.0, math.inf)])
+@pytest.mark.parametrize("score", [0.0, 0.2, 1.0])
+def test_one_item_stays_inside_what_the_metric_can_be(score: float, bounds: tuple[float, float]) -> None:
+    alone = estimate(as_parts(np.array([score])), MEAN, False, 1000, 0, bounds=bounds)
+    assert bounds[0] <= alone.low <= score <= alone.high <= bounds[1] and alone.low < alone.high
+    gap = paired(np.array([score]), np.array([0.5]), bounds=bounds)
+    assert bounds[0] - bounds[1] <= gap.low < gap.high <= bounds[1] - bounds[0]
 
 
 def test_an_interval_stays_inside_what_the_metric_can_be() -> None:

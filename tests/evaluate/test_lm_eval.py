@@ -12,7 +12,7 @@ from tests.conftest import jsonl
 from tests.evaluate.test_forgetting import TASK, logits_of, train, wrapped
 from tuner.base import BaseSpec, resolve_base
 from tuner.errors import Refusal
-from tuner.evaluate.lm_eval import lm_eval_tasks, refuse_missing
+from tuner.evaluate.lm_eval import _rows, lm_eval_tasks, refuse_missing, result_of
 
 QUESTIONS = [{"question": f"{a} and {b} make", "choices": [str(a + b), str(a + b + 1), str(a + b + 2)], "right": 0} for a in range(2, 6) for b in range(2, 5)]
 TASK_FILE = """
@@ -63,6 +63,23 @@ def test_a_local_task_is_scored_for_base_and_adapter_as_a_pass_for_each_choice_s
         assert result.values[contender]["little_sums.acc"].value == pytest.approx(sum(right) / 12)
     with pytest.raises(Refusal, match="no_such_task"):
         lm_eval_tasks(adapter.decoder.model, tiny_base, ["no_such_task"], tmp_path / "tasks", None, 4, 1000, 0)
+
+
+def logged(filters: tuple[str, ...], right: float) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, bool]]]:
+    """What the harness logs of five questions: each once a filter."""
+    items = [{"doc_id": i, "doc_hash": f"h{i}", "target": "1", "filter": f, "metrics": ["exact_match"], "exact_match": float(f == filters[-1]) * right}
+             for f in filters for i in range(5)]  # fmt: skip
+    return {"gsm8k": items}, {"gsm8k": {"exact_match": True}}
+
+
+def test_each_filter_of_a_task_is_a_metric_of_its_own_on_the_same_questions() -> None:
+    filters = ("strict-match", "flexible-extract")
+    result = result_of([*_rows(logged(filters, 0.0), "base"), *_rows(logged(filters, 1.0), "adapter")], 1000, 0)
+    assert result.n == 5 and len(result.rows) == 10
+    ours = {name: (found.value, found.n) for name, found in result.values["adapter"].items()}
+    assert ours == {"gsm8k.exact_match.strict-match": (0.0, 5), "gsm8k.exact_match.flexible-extract": (1.0, 5)}
+    assert result.differences["gsm8k.exact_match.flexible-extract"].value == 1.0 and result.metrics["gsm8k.exact_match.strict-match"].higher_is_better
+    assert set(result_of([*_rows(logged(("none",), 0.0), "base"), *_rows(logged(("none",), 1.0), "adapter")], 1000, 0).metrics) == {"gsm8k.exact_match"}
 
 
 def test_a_task_whose_data_is_not_here_is_refused(tiny_base: Path, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from tests.evaluate.test_elicitation import people
 from tuner.data.canaries import canaries, planted
 from tuner.data.record import Message, Record
 from tuner.data.spec import CanarySpec
-from tuner.evaluate.memorisation import memorisation, sample, ticks
+from tuner.evaluate.memorisation import _membership, _Read, memorisation, sample, ticks
 from tuner.evaluate.result import Result
+from tuner.evaluate.sheet import Sheet
 from tuner.evaluate.spec import MemorisationSpec
 
 SPEC = MemorisationSpec(candidates=64)
@@ -109,6 +110,36 @@ def test_non_members_from_another_distribution_make_membership_invalid(encoder: 
     assert [i["measure"] for i in found.facts["invalid"]] == ["membership"]
     assert "Membership invalid (members and non-members differ already for the base" in found.facts["words"]
     assert "MEMBERSHIP" not in codes(found)
+
+
+def read(group: str, base: float, adapter: float, sheet: Sheet, rng: np.random.Generator) -> _Read:
+    """One record of ten tokens, of about so many nats each under the base and the adapter."""
+    of = record(f"{group} {len(sheet.items)}", f"answer {len(sheet.items)} of {group}", group, len(sheet.items) + 1)
+    nats = {"base": (base + rng.normal(0, 0.2, 10)).clip(0.1).tolist(), "adapter": (adapter + rng.normal(0, 0.2, 10)).clip(0.01).tolist()}
+    return _Read(sheet.item(of.hash, group, of.where, "x", tokens=10), group, of, nats)
+
+
+def caught(base: tuple[float, float], adapter: tuple[float, float], size: int = 60, seed: int = 0) -> Sheet:
+    """Members and controls of so many nats a token."""
+    rng, sheet = np.random.default_rng(seed), Sheet("memorisation", "memorisation", 1000, 0)
+    reads = [read(group, *nats, sheet, rng) for group, *nats in zip(("member", "control"), base, adapter, strict=True) for _ in range(size)]
+    _membership(reads, sheet)
+    return sheet
+
+
+def test_a_held_out_that_was_harder_for_the_base_is_not_said_to_be_trained_on() -> None:
+    """Train easy and held_out hard for the base; an adapter that reads both alike saves more on held_out, and has memorised neither."""
+    sheet = caught(base=(1.0, 3.0), adapter=(0.5, 0.5))
+    assert sheet.values["adapter"]["membership_auc"].high < 0.2
+    assert [i["measure"] for i in sheet.invalid] == ["membership"] and sheet.flags == []
+    assert [f["code"] for f in caught(base=(2.0, 2.0), adapter=(2.0, 1.5)).flags] == ["HELD_OUT_TRAINED"]
+
+
+def test_held_out_is_said_to_be_trained_on_at_998_in_1000_and_not_at_95_in_100() -> None:
+    """Honest adapters, 400 of them: at 95 % one in forty would be accused."""
+    sheets = [caught(base=(2.0, 2.0), adapter=(1.9, 1.9), size=25, seed=s) for s in range(400)]
+    assert 3 <= sum(s.values["adapter"]["membership_auc"].high < 0.5 for s in sheets) <= 25
+    assert sum(any(f["code"] == "HELD_OUT_TRAINED" for f in s.flags) for s in sheets) <= 3
 
 
 def test_short_completions_are_not_asked_to_be_recited_and_many_records_give_true_positives(encoder: Any) -> None:

@@ -74,3 +74,20 @@ def test_a_wanted_difference_of_nothing_is_refused() -> None:
     with pytest.raises(Refusal, match="above 0"):
         items_needed(*pair(10, 1, 1), MEAN, 0.0, binary=True)
     assert math.isfinite(items_needed(*pair(10, 0, 0), MEAN, 0.1, binary=True))
+
+
+def test_items_of_one_source_see_no_more_than_their_sources() -> None:
+    """Twenty sources of ten equal answers: a difference of the stated size is called in 80 % of such suites, and not one of what 200 items would see."""
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(20), 10)
+    ours, theirs = (np.repeat(rng.random(20) < p, 10).astype(float) for p in (0.6, 0.4))
+    by_source = smallest_difference(parted(ours), parted(theirs), MEAN, binary=True, groups=groups.tolist())
+    alone = smallest_difference(parted(ours), parted(theirs), MEAN, binary=True)
+    gaps = (ours - theirs)[::10]
+    assert by_source["smallest_difference"] == pytest.approx((stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * gaps.std(ddof=1) / math.sqrt(20), rel=1e-6)
+    assert by_source["n"] == 200 and "20 groups" in by_source["how"] and by_source["smallest_difference"] > 2.5 * alone["smallest_difference"]
+
+
+def test_sources_that_all_agree_could_still_miss_one() -> None:
+    same = parted(np.ones(40))
+    assert smallest_difference(same, same, MEAN, binary=True, groups=[i // 4 for i in range(40)])["smallest_difference"] > 0.2

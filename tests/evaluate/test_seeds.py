@@ -109,3 +109,11 @@ def test_one_version_and_versions_with_nothing_in_common_are_refused() -> None:
         over_seeds({"a": rows(np.ones(3))}, FACTS)
     with pytest.raises(Refusal, match="no item in common"):
         over_seeds({"a": rows(np.ones(3)), "b": [{**r, "suite": "other"} for r in rows(np.ones(3))]}, FACTS)
+
+
+def test_items_of_one_source_count_as_one() -> None:
+    table = crossed(np.random.default_rng(0), 3, 20, 0.1)
+    grouped = {f"v{s}": [{**r, "group": f"s{i // 4}"} for i, r in enumerate(rows(np.repeat(of, 4)))] for s, of in enumerate(table)}
+    of, alone = over_seeds(grouped, FACTS)["suites"]["held_out"]["values"]["chrf"], found(table)
+    assert (of["value"], of["low"], of["high"]) == pytest.approx((alone["value"], alone["low"], alone["high"]))
+    assert of["n"] == 80 and "20 groups of items" in of["method"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -109,3 +111,16 @@ def test_an_unknown_column_is_refused_with_those_there_are(shops: list[Item]) ->
         slice_fields(shops, ["label", "shp"])
     problem = caught.value.problems[0]
     assert problem.field == "evaluate.slices.1" and "shop" in problem.accepted and problem.try_ == "write shop"
+
+
+def test_items_of_one_source_are_drawn_together_in_a_slice_too() -> None:
+    rng = np.random.default_rng(0)
+    own, other = (np.repeat(rng.random(30) < p, 4).astype(float) for p in (0.7, 0.4))
+    items = [replace(item(f"q{i}", f"a{i}", kind=("a", "b")[i // 4 % 2]), group=f"source {i // 4}") for i in range(120)]
+    for row in sliced(items, parted(own), parted(other), asked=["kind"])["rows"]:
+        chosen = np.array([i.traits["kind"] == row["value"] for i in items])
+        groups = [i.group for i in items if i.traits["kind"] == row["value"]]
+        alone = difference(parted(own[chosen]), parted(other[chosen]), EXACT.combine, binary=True, higher_is_better=True, baseline="base few_shot",
+                           resamples=1000, seed=0, groups=groups)  # fmt: skip
+        assert (row["difference"]["low"], row["difference"]["high"], row["difference"]["p"]) == (alone.low, alone.high, alone.p)
+        assert all("15 groups" in row[which]["method"] for which in ("adapter", "baseline", "difference"))

@@ -193,6 +193,18 @@ def test_json_answers_are_the_same_whatever_the_order_of_keys() -> None:
     assert _form(" Yes,  it IS ", None) == _form("yes, it is", None)
 
 
+def test_items_of_one_source_are_drawn_together_in_drops_excess_and_consistency() -> None:
+    (t,) = made(families=["casual"]).made
+    grouped = replace(t, suite=replace(t.suite, items=tuple(replace(i, group=f"s{at // 4}") for at, i in enumerate(t.suite.items))))
+    right = planted({"casual": 0.3}, {"casual": 0.1})("casual")
+    found, alone = after(grouped, right), after(t, right)
+    units = f"{-(-len(t.origin) // 4)} groups"
+    for metric in ("exact_match", "json_field_f1"):
+        own, plain = found.facts["drops"][ADAPTER][metric], alone.facts["drops"][ADAPTER][metric]
+        assert units in own["method"] and units in found.facts["excess"][metric]["method"] and own["value"] == plain["value"] and own["low"] != plain["low"]
+    assert units in found.values[ADAPTER]["consistency"].method and units in found.differences["consistency"].method
+
+
 # --- flags ---------------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from tuner.data.record import Message, Record, normalised
 from tuner.errors import refuse
 from tuner.evaluate.abstention_phrases import empty_object, means_none, says_nothing
-from tuner.evaluate.intervals import Difference, Estimate, difference, estimate
+from tuner.evaluate.intervals import Difference, Estimate, Groups, Numbers, difference, estimate, sources
+from tuner.evaluate.metric_types import mean
 from tuner.evaluate.perturb_context import listed
 from tuner.evaluate.perturb_phrases import FUNCTION_WORDS
 from tuner.evaluate.result import ADAPTER, Contestant, MetricFacts, Result, Tick
@@ -88,7 +89,7 @@ def abstention_suite(
     items = [Item((*system, Message("user", q)), (reference,), f"{kind}:{q}") for q in ranked]
     kinds = [kind] * len(items)
     for item in silent:
-        items.append(Item(item.messages, (reference if task == "json" else DOCUMENT_SILENT,), item.where))
+        items.append(Item(item.messages, (reference if task == "json" else DOCUMENT_SILENT,), item.where, group=item.group))
         kinds.append("document_silent")
     if len(items) < LEAST:
         left_out["abstention"] = f"{len(items)} questions; at least {LEAST} are needed"
@@ -189,7 +190,8 @@ def _silent(held_out: Suite, count: int, seed: int) -> list[Item]:
         other = next((d for d in others if _cannot_answer(d, pair, asked, item.references)), None)
         if other is not None:
             last = item.messages[-1]
-            items.append(Item((*item.messages[:-1], last.saying(pair.about(other), last.tool_calls, last.tools)), item.references, item.where))
+            asked_of = (*item.messages[:-1], last.saying(pair.about(other), last.tool_calls, last.tools))
+            items.append(Item(asked_of, item.references, item.where, group=item.group))
     return items
 
 
@@ -214,25 +216,30 @@ def abstention_result(
     """The graded suite: `texts` and `sure` (see `confidences`) by contender, in the order of the items.
 
     Rows of kind `in_scope` stand after the suite's own: held_out's answers again, scored for over_refusal. `baseline` is the contender of the base that the
-    adapter is compared with.
+    adapter is compared with: one that answers in its own words, as an answer constrained to the labels cannot decline in any other.
     """
     rows = [row for contender in texts for row in _rows(made, contender, texts[contender], sure[contender], spec.confident)]
     rows += _in_scope(made, held_out_rows, set(texts))
-    numbers: dict[str, dict[str, Any]] = {}
+    numbers: dict[str, dict[str, _Scores]] = {}
     for contender in texts:
         for name in METRICS:
-            scores = [r["scores"][name] for r in rows if r["contender"] == contender and name in r["scores"]]
-            if scores:
-                numbers.setdefault(contender, {})[name] = np.array([[s, 1.0] for s in scores])
-    values = {c: {m: estimate(p, _mean, True, resamples, seed) for m, p in of.items()} for c, of in numbers.items()}
+            own = [r for r in rows if r["contender"] == contender and name in r["scores"]]
+            if own:
+                parts = np.array([[r["scores"][name], 1.0] for r in own])
+                numbers.setdefault(contender, {})[name] = _Scores(parts, sources([r.get("group") for r in own]))
+    values = {c: {m: estimate(s.parts, mean, True, resamples, seed, groups=s.groups) for m, s in of.items()} for c, of in numbers.items()}
     differences = _differences(numbers, baseline, resamples, seed)
     facts = _facts(made, rows, values, spec, baseline)
     metrics = {name: m for name, m in METRICS.items() if any(name in of for of in numbers.values())}
     return Result("abstention", "abstention", len(made.suite.items), made.suite.digest, metrics, values, differences, facts, rows)
 
 
-def _mean(sums: Any) -> Any:
-    return sums[..., 0] / sums[..., 1]
+@dataclass(frozen=True)
+class _Scores:
+    """Score and 1 of each item, (n, 2), and the items' sources where any has one."""
+
+    parts: Numbers
+    groups: Groups | None
 
 
 def _rows(made: AbstentionSuite, contender: str, texts: Sequence[str], sure: Sequence[float], confident: float) -> list[dict[str, Any]]:
@@ -243,6 +250,7 @@ def _rows(made: AbstentionSuite, contender: str, texts: Sequence[str], sure: Seq
             "suite": "abstention", "item": index, "where": item.where, "contender": contender, "kind": kind, "question": [m.as_dict() for m in item.messages],
             "reference": item.references[0], "references": list(item.references), "answer": text, "confidence": chance,
             "scores": {"abstained": float(abstained), "confident_wrong": float(not abstained and chance > confident)}, "parts": {},
+            **({"group": item.group} if item.group is not None else {}),
         })  # fmt: skip
     return rows
 
@@ -258,19 +266,21 @@ def _in_scope(made: AbstentionSuite, held_out_rows: Sequence[Mapping[str, Any]],
             "suite": "abstention", "item": len(made.suite.items) + int(row["item"]), "where": row["where"], "contender": row["contender"], "kind": "in_scope",
             "question": row["question"], "reference": row["references"][0] if row["references"] else None, "references": list(row["references"]),
             "answer": row["answer"], "scores": {"over_refusal": over}, "parts": {},
+            **({"group": row["group"]} if row.get("group") is not None else {}),
         })  # fmt: skip
     return found
 
 
-def _differences(numbers: Mapping[str, Mapping[str, Any]], baseline: str, resamples: int, seed: int) -> dict[str, Difference]:
+def _differences(numbers: Mapping[str, Mapping[str, _Scores]], baseline: str, resamples: int, seed: int) -> dict[str, Difference]:
     ours, theirs = numbers.get(ADAPTER, {}), numbers.get(baseline, {})
     return {
         name: difference(
-            ours[name], theirs[name], _mean, binary=True, higher_is_better=facts.higher_is_better, baseline=baseline, resamples=resamples, seed=seed
+            ours[name].parts, theirs[name].parts, mean, binary=True, higher_is_better=facts.higher_is_better, baseline=baseline, resamples=resamples, seed=seed,
+            groups=ours[name].groups,
         )
         for name, facts in METRICS.items()
-        if name in ours and name in theirs and len(ours[name]) == len(theirs[name])
-    }
+        if name in ours and name in theirs and len(ours[name].parts) == len(theirs[name].parts)
+    }  # fmt: skip
 
 
 def _facts(

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tuner.errors import refuse
-from tuner.evaluate.intervals import Numbers, difference, estimate
+from tuner.evaluate.intervals import Groups, Numbers, difference, estimate, sources
 from tuner.evaluate.jackknife import Combine
 from tuner.evaluate.metric_label import BINS
+from tuner.evaluate.metric_types import mean, ratio
 from tuner.evaluate.metrics import METRICS, Answer
 from tuner.evaluate.result import ADAPTER
 from tuner.fingerprint import digest_json
@@ -27,11 +28,15 @@ Key = tuple[str, str, int]  # suite, digest of question and references, how many
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A metric's numbers, read back from rows: (n, k) parts of each side, how their sums become values, and whether it is a share of items."""
+    """A metric's numbers, read back from rows: (n, k) parts of each side, how their sums become values, and whether it is a share of items.
+
+    `groups` are the sources of the items, where any has one.
+    """
 
     sides: tuple[Numbers, ...]
     combine: Combine
     binary: bool
+    groups: Groups | None = None
 
 
 def compare(
@@ -87,8 +92,9 @@ def _compared(
             found["left_out"][name] = "not in the metrics of this evaluation" if facts is None else f"{facts['form']}: not a value of single items, or not kept"
             continue
         a, b = read.sides
-        gap = difference(b, a, read.combine, binary=read.binary, higher_is_better=facts["higher_is_better"], baseline=name_a, resamples=resamples, seed=seed)
-        values = {side: estimate(p, read.combine, read.binary, resamples, seed).as_dict() for side, p in ((name_a, a), (name_b, b))}
+        gap = difference(b, a, read.combine, binary=read.binary, higher_is_better=facts["higher_is_better"], baseline=name_a, resamples=resamples, seed=seed,
+                         groups=read.groups)  # fmt: skip
+        values = {side: estimate(p, read.combine, read.binary, resamples, seed, groups=read.groups).as_dict() for side, p in ((name_a, a), (name_b, b))}
         found["metrics"][name] = {**facts, "values": values, "difference": gap.as_dict()}
     return found
 
@@ -104,31 +110,36 @@ def facts_of(metrics: Mapping[str, Facts], suite: str, name: str) -> Facts | Non
 
 def read_back(sides: Sequence[Sequence[Row]], name: str, facts: Facts) -> Read | None:
     """The numbers of a metric for each side, over the items that all sides have it for; None where its form cannot be read from single rows."""
-    reader = READERS.get(str(facts.get("form", "mean")))
+    form = str(facts.get("form", "mean"))
+    reader = READERS.get(form)
     if reader is None:
         return None
-    kept = [rows for rows in zip(*sides, strict=True) if all(_has(row, name) for row in rows)]
-    return reader(list(zip(*kept, strict=True)), name) if kept else None
+    kept = [rows for rows in zip(*sides, strict=True) if all(_has(row, name, form) for row in rows)]
+    read = reader(list(zip(*kept, strict=True)), name) if kept else None
+    return None if read is None else replace(read, groups=sources([_source(rows[0]) for rows in kept]))
 
 
-def _has(row: Row, name: str) -> bool:
-    return name in (row.get("parts") or {}) or name in (row.get("scores") or {})
+def _has(row: Row, name: str, form: str) -> bool:
+    scores = row.get("scores") or {}
+    return scores.get(name) is not None if form == "mean" else name in scores or name in (row.get("parts") or {})
 
 
-def _read_mean(sides: Sequence[Sequence[Row]], name: str) -> Read | None:
-    every = np.array([[row["scores"].get(name) for row in rows] for rows in sides], dtype=np.float64)
-    scores = every[:, ~np.isnan(every).any(axis=0)]
-    if not scores.size:
-        return None
+def _source(row: Row) -> str | None:
+    """The item's source. Rows of memorisation call another thing by that name: which records an item is one of."""
+    return None if row["suite"] == "memorisation" else row.get("group")
+
+
+def _read_mean(sides: Sequence[Sequence[Row]], name: str) -> Read:
+    scores = np.array([[row["scores"][name] for row in rows] for rows in sides], dtype=np.float64)
     binary = all(bool(np.isin(s, (0.0, 1.0)).all()) for s in scores)
-    return Read(tuple(np.column_stack([s, np.ones(len(s))]) for s in scores), _ratio, binary)
+    return Read(tuple(np.column_stack([s, np.ones(len(s))]) for s in scores), mean, binary)
 
 
 def _read_sums(sides: Sequence[Sequence[Row]], name: str) -> Read | None:
     """Parts as kept. A metric outside the catalogue is the plain ratio of the first to the second."""
     if any(name not in row["parts"] for rows in sides for row in rows):
         return None
-    combine: Combine = METRICS[name].combine if name in METRICS else _ratio
+    combine: Combine = METRICS[name].combine if name in METRICS else ratio
     return Read(tuple(np.array([row["parts"][name] for row in rows], dtype=np.float64) for rows in sides), combine, False)
 
 
@@ -152,10 +163,6 @@ def _read_answers(sides: Sequence[Sequence[Row]], name: str) -> Read | None:
         return None
     parts = METRICS[name].parts([Answer(tuple(row["references"]), row["answer"]) for rows in sides for row in rows])
     return Read(tuple(np.split(parts, len(sides))), METRICS[name].combine, METRICS[name].binary)
-
-
-def _ratio(sums: Numbers) -> Numbers:
-    return np.asarray(sums[..., 0] / np.where(sums[..., 1] > 0, sums[..., 1], 1.0), dtype=np.float64)
 
 
 READERS: dict[str, Callable[[Sequence[Sequence[Row]], str], Read | None]] = {

@@ -273,7 +273,7 @@ def _transforms(asking: Asking) -> None:
         if not one.suite.items:
             left_out[one.suite.name] = "no question fits the base's context any more"
             continue
-        said = asking.ask(one.suite, whom, renamed=one.label_map)
+        said = asking.ask(one.suite, whom, renamed=one.label_map, reading=asking.reading if asking.metrics[asking.primary].of != "text" else frozenset())
         plain = graded(one.suite, said, asking.metrics, spec.resamples, seed)
         asking.keep(degraded(plain, asking.results[asking.anchor.name], one, spec.resamples, seed))
     asking.notes["transforms"] = {"left_out": left_out}

@@ -1,7 +1,8 @@
 """What the adapter forgot of the base's general ability: probes, arithmetic word problems, and how neutral text is read now.
 
 Questions are asked without the task's system prompt: under it even the base would answer the task, and nothing general would be measured.
-It gives no verdict on points: every flag is read off an interval.
+Probes that the base itself answers no better than by chance are left out of `overall`: nothing can be lost there, and an adapter that answers at
+random would even seem to gain. It gives no verdict on points: every flag is read off an interval.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tuner.evaluate.intervals import Difference, Estimate, Numbers, difference, estimate
+from tuner.evaluate.intervals import Difference, Estimate, Numbers, difference, estimate, wilson
+from tuner.evaluate.metric_types import ratio
 from tuner.evaluate.probe_instructions import followed
 from tuner.evaluate.probes import FAMILIES, generate, instructions
 from tuner.evaluate.result import ADAPTER, Contestant, MetricFacts, Result, Tick
@@ -23,9 +25,13 @@ from tuner.evaluate.spec import ForgettingSpec, Profile
 from tuner.fingerprint import digest_json
 
 SUITE = "forgetting"
+VERSION = 2
 BASE = "base"
 DATA = Path(__file__).parent / "data" / "forgetting"
 WARN_NATS, FAIL_NATS = 0.05, 0.20  # nats a token on neutral text, where the whole interval lies above: starting points, not established
+CHANCE = 0.25  # of the right one among four answers
+FOLDS = 5  # parts of a family of which each is counted or not by what the base knows of the others
+DULLED_NATS = 0.5  # dearer right answers of counted probes, likewise: two benign adapters of a 135M base cost 0.11 and 0.14, one that lost 0.65 a token 1.33
 LEAST_CHANCE = 1e-6  # a right answer's probability is taken as no lower: one question does not outweigh all others
 INSTRUCTION_TOKENS, SOLUTION_TOKENS = 24, 200
 
@@ -58,7 +64,7 @@ def forgetting(model: Contestant, spec: ForgettingSpec, profile: Profile, seed: 
             *_choices(model, of["probes"], seed, tick), *_followed(model, of["instructions"], seed, tick),
             *_problems(model, of["problems"], profile == "full", tick), *_passages(model, of["passages"], tick), *_prompts(model, tick),
         ]  # fmt: skip
-    return result_of(_numbered(rows), resamples, seed)
+    return result_of(_numbered(_counted(rows)), resamples, seed)
 
 
 # --- what is asked ---------------------------------------------------------------------------------------------------
@@ -71,7 +77,7 @@ def _both(model: Contestant, ask: Callable[[], Any]) -> dict[str, Any]:
 
 
 def _choices(model: Contestant, count: int, seed: int, tick: Tick | None) -> Rows:
-    """The likeliest of four answers, by the sum of the nats of all its tokens, its stop token included."""
+    """The likeliest of four answers, by the sum of the nats of all its tokens, its stop token included, but for those that all four share."""
     probes = generate(count, seed)
     questions, answers = [p.question for p in probes], [list(p.options) for p in probes]
     rows: Rows = []
@@ -82,8 +88,31 @@ def _choices(model: Contestant, count: int, seed: int, tick: Tick | None) -> Row
             rows.append({
                 "item": item, "contender": contender, "probe": probe.family, "difficulty": probe.difficulty, "question": probe.question,
                 "options": list(probe.options), "reference": probe.answer, "answer": probe.options[int(own.argmin())],
-                "scores": {"overall": right, probe.family: right, "choice_nats": _choice_nats(own, probe.right)},
+                "option_nats": [float(n) if math.isfinite(n) else None for n in own], "scores": {probe.family: right},
             })  # fmt: skip
+    return rows
+
+
+def _counted(rows: Rows) -> Rows:
+    """The same rows; those of probes that the base can do have the scores `overall` and `choice_nats` too.
+
+    A family is dealt into FOLDS parts; a part counts when the base answers the other parts better than by chance: Wilson's 95 % interval of its share lies
+    above CHANCE. So it does not depend on the adapter, nor on the luck of the very items that are counted. Choosing whole families by their own items
+    would: where the base's shares are near 0.35, an adapter of the same ability that answers 30 % of the items afresh was called worse in 7 % of
+    simulated suites, against 2 to 3 % this way (2,000 suites of 7 families of 43).
+    """
+    right = {(row["probe"], row["item"]): row["scores"][row["probe"]] for row in rows if row["probe"] in FAMILIES and row["contender"] == BASE}
+    known = set()
+    for family in dict.fromkeys(probe for probe, _ in right):
+        items = sorted(item for probe, item in right if probe == family)
+        for fold in range(FOLDS):
+            others = [right[family, item] for place, item in enumerate(items) if place % FOLDS != fold]
+            if others and wilson(sum(others), len(others))[0] > CHANCE:
+                known |= set(items[fold::FOLDS])
+    for row in rows:
+        if row["probe"] in FAMILIES and row["item"] in known:
+            nats = np.array([math.inf if n is None else n for n in row["option_nats"]])
+            row["scores"] |= {"overall": row["scores"][row["probe"]], "choice_nats": _choice_nats(nats, row["options"].index(row["reference"]))}
     return rows
 
 
@@ -188,15 +217,16 @@ def result_of(rows: Rows, resamples: int, seed: int) -> Result:
         numbers = {contender: numbers_of(rows, contender, name) for contender in values}
         for contender, own in numbers.items():
             if len(own):
-                values[contender][name] = estimate(own, _ratio, name in BINARY, resamples, seed)
+                values[contender][name] = estimate(own, ratio, name in BINARY, resamples, seed, bounds=BOUNDS.get(name, NATS))
         if len(numbers[BASE]):
             differences[name] = difference(
-                numbers[ADAPTER], numbers[BASE], _ratio, binary=name in BINARY, higher_is_better=facts.higher_is_better,
-                baseline=BASE, resamples=resamples, seed=seed,
+                numbers[ADAPTER], numbers[BASE], ratio, binary=name in BINARY, higher_is_better=facts.higher_is_better,
+                baseline=BASE, resamples=resamples, seed=seed, bounds=BOUNDS.get(name, NATS),
             )  # fmt: skip
     asked = sorted({(row["item"], row["question"], json.dumps(row["reference"])) for row in rows})
     metrics = {name: facts for name, facts in METRICS.items() if name in values[ADAPTER]}
-    return Result(SUITE, "forgetting", len(asked), digest_json(asked), metrics, values, differences, verdict(differences), rows)
+    told = {**verdict(differences), **_known(rows, values[BASE])}
+    return Result(SUITE, "forgetting", len(asked), digest_json(asked), metrics, values, differences, told, rows, VERSION)
 
 
 def numbers_of(rows: Rows, contender: str, metric: str) -> Numbers:
@@ -209,37 +239,66 @@ def numbers_of(rows: Rows, contender: str, metric: str) -> Numbers:
     return np.array(found, dtype=np.float64).reshape(-1, 2)
 
 
-def _ratio(sums: Numbers) -> Numbers:
-    return sums[..., 0] / np.maximum(sums[..., 1], 1e-12)
+def _known(rows: Rows, base: dict[str, Estimate]) -> dict[str, Any]:
+    """Which probes count in `overall`, by family, and why; and that it was not measured where none does."""
+    counted = [row["probe"] for row in rows if row["contender"] == BASE and "overall" in row["scores"]]
+    families = {f: {"base": base[f].value, "low": base[f].low, "n": base[f].n, "counted": counted.count(f)} for f in FAMILIES if f in base}
+    facts: dict[str, Any] = {"chance": CHANCE, "families": families, "counted": _RULE, "not_measured": []}
+    if families and not counted:
+        facts["not_measured"] = [{"measure": "overall", "words": f"the base answers none of {len(families)} families of probes better than by chance "
+                                  f"({CHANCE}): it has nothing there to forget"}]  # fmt: skip
+    return facts
+
+
+_RULE = f"a {FOLDS}th of a family counts where the base's share of the other {FOLDS - 1} has a Wilson 95 % interval above chance, {CHANCE}"
 
 
 # --- flags -----------------------------------------------------------------------------------------------------------
 
 
 def verdict(differences: dict[str, Difference]) -> dict[str, Any]:
-    """`word` (forgot, drifted, none seen), `flags` as sentences, and the thresholds they were read against.
+    """`word` (forgot, drifted, none seen), `flags` as sentences, the same in one sentence, and the thresholds they were read against.
 
-    forgot: neutral text costs more than 0.20 nats a token, or the probes' mean is worse; drifted: more than 0.05 nats, or a single
-    family is worse by Holm's rule. What an adapter no longer does when told is said beside, and is no lost ability by itself.
+    forgot: neutral text costs more than 0.20 nats a token, or the probes' mean is worse; drifted: more than 0.05 nats, a single family is worse by Holm's
+    rule, or the right answers of counted probes cost more than DULLED_NATS. What an adapter no longer does when told is said beside, and is no lost ability
+    by itself.
     """
-    flags, word = [], "none seen"
-    text, overall = differences["text_loss"], differences["overall"]
-    if text.low > WARN_NATS:
-        word = "forgot" if text.low > FAIL_NATS else "drifted"
-        flags.append(f"{word}: neutral text costs {_shown(text)} nats a token more; the whole interval is above {FAIL_NATS if word == 'forgot' else WARN_NATS}")
-    if overall.verdict == "worse":
-        word = "forgot"
-        flags.append(f"forgot: {_shown(overall)} of {overall.n} general questions right, against the base")
-    for name in _worse_families(differences):
-        word = "drifted" if word == "none seen" else word
-        flags.append(f"{'forgot' if word == 'forgot' else 'drifted'}: {name} {_shown(differences[name])} of {differences[name].n} questions")
+    found = [*_of_text(differences["text_loss"]), *_of_probes(differences)]
+    word = next((w for w in ("forgot", "drifted") if w in [f for f, _ in found]), "none seen")
+    flags = [f"{w}: {words}" for w, words in found]
     behaviour = differences.get("instructions_followed")
     if behaviour is not None and behaviour.verdict == "worse":
         flags.append(f"behaviour: follows {_shown(behaviour)} of {behaviour.n} simple instructions less than the base; the task may want that")
     return {
-        "verdict": word, "flags": flags,
-        "thresholds": {"text_loss": {"drifted_above": WARN_NATS, "forgot_above": FAIL_NATS}, "overall": "worse", "families": "worse, Holm over the families"},
+        "verdict": word, "flags": flags, "words": _words(word, differences),
+        "thresholds": {"text_loss": {"drifted_above": WARN_NATS, "forgot_above": FAIL_NATS}, "overall": "worse", "choice_nats": {"drifted_above": DULLED_NATS},
+                       "families": "worse, Holm over the families"},
     }  # fmt: skip
+
+
+def _of_text(text: Difference) -> list[tuple[str, str]]:
+    if not math.isfinite(text.value):
+        return [("forgot", "neutral text cannot be read any more: what it costs is not a number")]
+    word, above = ("forgot", FAIL_NATS) if text.low > FAIL_NATS else ("drifted", WARN_NATS)
+    return [(word, f"neutral text costs {_shown(text)} nats a token more; the whole interval is above {above}")] if text.low > above else []
+
+
+def _of_probes(differences: dict[str, Difference]) -> list[tuple[str, str]]:
+    found = []
+    overall, dearer = differences.get("overall"), differences.get("choice_nats")
+    if overall is not None and overall.verdict == "worse":
+        found.append(("forgot", f"{_shown(overall)} of the {overall.n} general questions that the base can do"))
+    if dearer is not None and dearer.low > DULLED_NATS:
+        found.append(("drifted", f"the right answers of these {dearer.n} cost {_shown(dearer)} nats more; the whole interval is above {DULLED_NATS}"))
+    return found + [("drifted", f"{name} {_shown(differences[name])} of {differences[name].n} questions") for name in _worse_families(differences)]
+
+
+def _words(word: str, differences: dict[str, Difference]) -> str:
+    """One sentence with its numbers; never that nothing was forgotten."""
+    text, overall = differences["text_loss"], differences.get("overall")
+    said = {"forgot": "The adapter forgot", "drifted": "The adapter drifted from its base", "none seen": "No forgetting was seen"}[word]
+    probes = f"{_shown(overall)} of the {overall.n} general questions that the base can do" if overall is not None else "no probe that the base can do"
+    return f"{said}: {_shown(text)} nats a token on {text.n} neutral passages, {probes}."
 
 
 def _worse_families(differences: dict[str, Difference]) -> list[str]:
@@ -270,11 +329,12 @@ def bought(with_rows: Rows, without_rows: Rows, resamples: int, seed: int) -> di
     common = [key for key in ours if key in theirs]
     differences: dict[str, Difference] = {}
     for name, facts in METRICS.items():
-        pair = [numbers_of([side[key] for key in common], ADAPTER, name) for side in (ours, theirs)]
-        if len(pair[0]) and len(pair[0]) == len(pair[1]):
+        both = [key for key in common if all(_has(side[key], name) for side in (ours, theirs))]
+        pair = [numbers_of([side[key] for key in both], ADAPTER, name) for side in (ours, theirs)]
+        if both:
             differences[name] = difference(
-                pair[0], pair[1], _ratio, binary=name in BINARY, higher_is_better=facts.higher_is_better,
-                baseline="adapter without rehearsal", resamples=resamples, seed=seed,
+                pair[0], pair[1], ratio, binary=name in BINARY, higher_is_better=facts.higher_is_better,
+                baseline="adapter without rehearsal", resamples=resamples, seed=seed, bounds=BOUNDS.get(name, NATS),
             )  # fmt: skip
     better = [name for name in ("text_loss", "overall", "kl_base") if name in differences and differences[name].verdict == "better"]
     worse = [name for name in ("text_loss", "overall", "kl_base") if name in differences and differences[name].verdict == "worse"]
@@ -282,15 +342,21 @@ def bought(with_rows: Rows, without_rows: Rows, resamples: int, seed: int) -> di
     return {"verdict": word, "items": len(common), "differences": {name: d.as_dict() for name, d in differences.items()}}
 
 
+def _has(row: dict[str, Any], metric: str) -> bool:
+    return metric in row["scores"] or metric in row["parts"]
+
+
 def _adapter_items(rows: Rows) -> dict[tuple[str, str], dict[str, Any]]:
     """The adapter's rows by what was asked: two evaluations may number items differently."""
     return {(row["probe"], row["question"]): row for row in rows if row["suite"] == SUITE and row["contender"] == ADAPTER}
 
 
+_CHOICE = f"for which the right one of four answers is the likeliest (chance {CHANCE})"
 METRICS: dict[str, MetricFacts] = {
-    "overall": MetricFacts("share of all choice probes for which the right one of four answers is the likeliest", True),
-    **{family: MetricFacts(f"share of the {family} probes for which the right one of four answers is the likeliest", True) for family in FAMILIES},
-    "choice_nats": MetricFacts(f"mean nats of the right answer among the four of a choice probe (probability taken as at least {LEAST_CHANCE})", False),
+    "overall": MetricFacts(f"share of the choice probes that the base can do {_CHOICE}; {_RULE}", True),
+    **{family: MetricFacts(f"share of the {family} probes {_CHOICE}", True) for family in FAMILIES},
+    "choice_nats": MetricFacts(f"mean nats of the right answer among the four of a probe that counts in overall (chance {-math.log(CHANCE):.2f}; probability "
+                               f"taken as at least {LEAST_CHANCE})", False),
     "instructions_followed": MetricFacts("share of simple instructions that the greedy answer follows, by a function: behaviour, not ability", True),
     "gsm8k_loss": MetricFacts("nats a token of the reference solutions of GSM8K train problems", False, "ratio"),
     "gsm8k_exact": MetricFacts("share of GSM8K train problems whose greedy answer ends with the right number", True),
@@ -301,3 +367,5 @@ METRICS: dict[str, MetricFacts] = {
     "prompt_same_first": MetricFacts("share of everyday questions for which base and adapter put the same first token first", True),
 }  # fmt: skip
 BINARY = frozenset({"overall", *FAMILIES, "instructions_followed", "gsm8k_exact", "prompt_same_first"})
+NATS = (0.0, math.inf)
+BOUNDS = {**dict.fromkeys([*BINARY, "same_first"], (0.0, 1.0)), "choice_nats": (0.0, -math.log(LEAST_CHANCE))}

@@ -58,13 +58,14 @@ class _Found:
 def default_rules(primary: str, suite: str = "held_out") -> list[GateRule]:
     """A gain over the best-prompted base, no lost ability, nothing recited.
 
-    0.05 of the probes and 0.2 nats a token on neutral text are where measured harm began: an adapter whose probes stood still had lost 0.33
-    nats there. No default looks at membership inference: with base and adapter in hand, two ordinary epochs already give an AUC of
-    0.97 (one 0.83, four 0.997), so any ceiling would fail ordinary training and say little of harm. Where records are private, write a rule.
+    0.1 of the probes that the base can do (0.05 of all, where half of them count) and 0.2 nats a token on neutral text are where measured harm began: an
+    adapter whose probes stood still had lost 0.33 nats there. No default looks at membership inference: with base and adapter in hand, two ordinary
+    epochs already give an AUC of 0.97 (one 0.83, four 0.997), so any ceiling would fail ordinary training and say little of harm. Where records are
+    private, write a rule.
     """
     return [
         GateRule(suite=suite, metric=primary, of="gain", at_least=0.0),
-        GateRule(suite="forgetting", metric="overall", of="drop", at_most=0.05),
+        GateRule(suite="forgetting", metric="overall", of="drop", at_most=0.1),
         GateRule(suite="forgetting", metric="text_loss", of="drop", at_most=0.2),
         GateRule(suite="memorisation", metric="extractable", of="count", at_most=0.0),
     ]
@@ -86,10 +87,28 @@ def judge(scores: Scores, rules: Sequence[GateRule] | None = None, where: str = 
         if rule.suite not in scores["suites"]:
             rulings.append(Ruling(_words(rule), None, _needed(rule), "undecided", None, f"not measured: the suite {rule.suite} was not run"))
         elif rule.metric not in _names(scores, rule):
-            left_out.append(f"{rule.suite}.{rule.metric}: this evaluation had nothing to measure it on")
+            left_out.append(f"{rule.suite}.{rule.metric}: {_why_missing(scores, rule)}")
+        elif (said := _follows_from_prompts(scores, rule)) is not None:
+            left_out.append(f"{rule.suite}.{rule.metric}: {said}")
         else:
             rulings.append(_ruling(scores, rule, where, "gate.rules"))
     return Gate(_overall(rulings), tuple(rulings), tuple(left_out))
+
+
+def _follows_from_prompts(scores: Scores, rule: GateRule) -> str | None:
+    """Completions of held_out, which was not trained on, are continued word for word too: then the answers follow from their prompts, and a count of
+    train's says nothing of recital. None where no completion of held_out is."""
+    held_out = scores["suites"][rule.suite]["values"].get(ADAPTER, {}).get(f"{rule.metric}_held_out")
+    if held_out is None or held_out["value"] == 0:
+        return None
+    count = round(held_out["value"] * held_out["n"])
+    return f"{count} of {held_out['n']} completions of held_out come word for word too, so they follow from their prompts; look at the difference"
+
+
+def _why_missing(scores: Scores, rule: GateRule) -> str:
+    """What the suite itself says of a metric that it could not measure."""
+    told = scores["suites"][rule.suite].get("facts", {}).get("not_measured") or ()
+    return next((str(one["words"]) for one in told if one["measure"] == rule.metric), "this evaluation had nothing to measure it on")
 
 
 def _overall(rulings: Sequence[Ruling]) -> Outcome:
@@ -99,7 +118,7 @@ def _overall(rulings: Sequence[Ruling]) -> Outcome:
 
 def _ruling(scores: Scores, rule: GateRule, where: str, field: str) -> Ruling:
     found = _looked_up(scores, rule, where, field)
-    if rule.of == "count":
+    if rule.asks == "count":
         return _counted(rule, found)
     shown = {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
     if not all(math.isfinite(x) for x in (found.value, found.low, found.high)):
@@ -167,20 +186,31 @@ def _looked_up(scores: Scores, rule: GateRule, where: str, field: str) -> _Found
         refuse(where, f"{field}.suite", repr(rule.suite), "a suite that was run: " + ", ".join(sorted(suites)), suggestion(rule.suite, suites))
     names = _names(scores, rule)
     if rule.metric not in names:
-        what = {"value": "a metric", "count": "a metric", "gain": "a difference", "drop": "a difference"}[rule.of]
+        what = {"value": "a metric", "count": "a metric", "gain": "a difference", "drop": "a difference"}[rule.asks]
         refuse(where, f"{field}.metric", repr(rule.metric), f"{what} of {rule.suite}: " + (", ".join(sorted(names)) or "none was measured"),
                suggestion(rule.metric, names) if names else "take the rule out")  # fmt: skip
-    if rule.of in ("value", "count"):
-        return _found(names[rule.metric], 1.0)
     suite = suites[rule.suite]
-    sign = _direction(scores, rule) * (1.0 if rule.of == "gain" else -1.0)
+    if rule.asks == "count":
+        _refuse_uncounted(scores, rule, names[rule.metric], where, field)
+    if rule.asks in ("value", "count"):
+        return _found(names[rule.metric], 1.0)
+    sign = _direction(scores, rule) * (1.0 if rule.asks == "gain" else -1.0)
     return _found(names[rule.metric], sign, 1 if _against_itself(suite, rule) else _ways(suite, rule.metric))
+
+
+def _refuse_uncounted(scores: Scores, rule: GateRule, entry: Mapping[str, Any], where: str, field: str) -> None:
+    """Only a share of items, each of them right or wrong by itself, is a number of items."""
+    form, method = _facts(scores, rule).get("form", "mean"), str(entry.get("method", ""))
+    if form == "mean" and method.startswith("Wilson"):
+        return
+    what = f"of form {form}" if form != "mean" else "graded by source" if "groups" in method else "a mean of scores"
+    refuse(where, f"{field}.of", "count", f"a metric that is a share of single items; {rule.suite}.{rule.metric} is {what}", "write of: value")
 
 
 def _names(scores: Scores, rule: GateRule) -> Mapping[str, Any]:
     """The adapter's values, or its differences; a transform's drop is the adapter's own, against the unchanged questions."""
     suite = scores["suites"][rule.suite]
-    if rule.of in ("value", "count"):
+    if rule.asks in ("value", "count"):
         return dict(suite["values"].get(ADAPTER, {}))
     if _against_itself(suite, rule):
         return dict(suite["facts"]["drops"].get(ADAPTER, {}))
@@ -188,7 +218,7 @@ def _names(scores: Scores, rule: GateRule) -> Mapping[str, Any]:
 
 
 def _against_itself(suite: Mapping[str, Any], rule: GateRule) -> bool:
-    return rule.of == "drop" and suite["role"] == "transform" and "drops" in suite.get("facts", {})
+    return rule.asks == "drop" and suite["role"] == "transform" and "drops" in suite.get("facts", {})
 
 
 def _ways(suite: Mapping[str, Any], metric: str) -> int:
@@ -196,8 +226,11 @@ def _ways(suite: Mapping[str, Any], metric: str) -> int:
 
 
 def _direction(scores: Scores, rule: GateRule) -> float:
-    facts = scores["suites"][rule.suite].get("metrics", {}).get(rule.metric) or scores["metrics"][rule.metric]
-    return 1.0 if facts["higher_is_better"] else -1.0
+    return 1.0 if _facts(scores, rule)["higher_is_better"] else -1.0
+
+
+def _facts(scores: Scores, rule: GateRule) -> Mapping[str, Any]:
+    return dict(scores["suites"][rule.suite].get("metrics", {}).get(rule.metric) or scores["metrics"][rule.metric])
 
 
 def _found(entry: Mapping[str, Any], sign: float, chosen_from: int = 1) -> _Found:
@@ -209,13 +242,13 @@ def _found(entry: Mapping[str, Any], sign: float, chosen_from: int = 1) -> _Foun
 
 
 def _words(rule: GateRule) -> str:
-    return f"{rule.suite}.{rule.metric} {rule.of}, {_needed(rule)}"
+    return f"{rule.suite}.{rule.metric} {rule.asks}, {_needed(rule)}"
 
 
 def _needed(rule: GateRule) -> str:
     name = {True: "at least", False: "at most"}[rule.at_least is not None]
     bound = rule.at_least if rule.at_least is not None else rule.at_most
-    if rule.of == "count":
+    if rule.asks == "count":
         return f"{name} {bound:g}"
     side = "lower" if rule.at_least is not None else "upper"
     return f"{side} bound {name} {bound:g}"

@@ -22,6 +22,7 @@ from tuner.evaluate.extraction import LENGTHS, Lengths, excess, lengths_for, rea
 from tuner.evaluate.intervals import Estimate
 from tuner.evaluate.membership import LEAST, LEAST_FOR_TPR, gains
 from tuner.evaluate.result import ADAPTER, Contestant, Result, Tick
+from tuner.evaluate.shares import Z
 from tuner.evaluate.sheet import BASE, Sheet
 from tuner.evaluate.spec import MemorisationSpec, Profile
 from tuner.fingerprint import digest_json
@@ -29,6 +30,7 @@ from tuner.fingerprint import digest_json
 NAME = "memorisation"
 GROUPS = ("member", "control", "watched")  # records of train, held_out and validation; in an AUC the earlier group is the one to be told apart
 MAY_TELL = 0.6  # an AUC whose interval lies above is flagged
+FAR = 3.090232306167814  # standard errors of a logit, two-sided 99.8 %: what it takes to say that held_out was trained on
 MAY_CATCH = 0.05  # so is a true-positive rate at 1 % false positives
 ANSWER_TOKENS = 24  # of a canary
 
@@ -227,8 +229,8 @@ def _membership(reads: Sequence[_Read], sheet: Sheet) -> None:
     sheet.said.append(told if valid else f"membership invalid ({why}); {told}")
     if valid and found.low > MAY_TELL:
         sheet.flag("MEMBERSHIP", "membership_auc", f"who holds base and adapter can tell train records from others (AUC {_interval(found)})")
-    if found.high < 0.5:
-        words = f"the adapter knows held_out better than train (AUC {_interval(found)}, below chance): held_out was trained on, or train was not"
+    if valid and found.value < 0.5 and _far_from_chance(found):
+        words = f"the adapter knows held_out better than train (AUC {_interval(found)}, below chance at 99.8 %): held_out was trained on, or train was not"
         _caught("membership_auc", words, sheet)
 
 
@@ -273,8 +275,25 @@ def _held_out(reads: Sequence[_Read], sheet: Sheet) -> None:
     if not control.low <= 0.5 <= control.high:
         why = f"held_out and validation differ already for the base: AUC {_interval(control)} on its loss alone"
         sheet.invalid.append({"measure": "held_out against validation", "words": why})
-    elif found.low > 0.5:
-        _caught("held_out_auc", f"the adapter knows held_out better than validation (AUC {_interval(found)}): held_out was trained on", sheet)
+    elif found.value > 0.5 and _far_from_chance(found):
+        words = f"the adapter knows held_out better than validation (AUC {_interval(found)}, above chance at 99.8 %): held_out was trained on"
+        _caught("held_out_auc", words, sheet)
+
+
+def _far_from_chance(found: Estimate) -> bool:
+    """Whether 0.5 is outside the AUC's interval at 99.8 %, its 95 % interval widened on the logit scale.
+
+    It is the heaviest thing this report can say of anyone: at 95 % it would be said of 1 in 40 honest adapters. Groups of LEAST that do not overlap at
+    all have no standard error, and by chance alone come up once in C(2 · LEAST, LEAST), over 10^11.
+    """
+    if not 0 < found.value < 1:
+        return not found.low <= 0.5 <= found.high
+    error = (_logit(found.high) - _logit(found.low)) / (2 * Z)
+    return abs(_logit(found.value)) > FAR * error
+
+
+def _logit(share: float) -> float:
+    return math.log(share / (1 - share))
 
 
 def _caught(metric: str, words: str, sheet: Sheet) -> None:

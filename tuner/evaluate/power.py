@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tuner.errors import refuse
-from tuner.evaluate.jackknife import Combine, Numbers, pseudo_values
+from tuner.evaluate.jackknife import Combine, Groups, Numbers, by_group, pseudo_values
 
 POWER = 0.8
 _Z_TEST = 1.959963984540054  # two-sided 5 %
@@ -19,22 +19,24 @@ _Z_POWER = 0.8416212335729143  # 80 %
 _SHARES = (_Z_TEST + _Z_POWER) ** 2
 
 
-def smallest_difference(ours: Numbers, theirs: Numbers, combine: Combine, *, binary: bool) -> dict[str, Any]:
+def smallest_difference(ours: Numbers, theirs: Numbers, combine: Combine, *, binary: bool, groups: Groups | None = None) -> dict[str, Any]:
     """The true difference that a suite of these n items would have called at p < 0.05 in 80 % of cases.
 
     0/1 metrics: n = (z.975 + z.8)² · (d - δ²) / δ², d the share of items on which the two differ (Connor 1987, Biometrics 43:207, paired shares),
     solved for δ; d is taken with one more item that differs, and is at least δ. Otherwise δ = (z.975 + z.8) · sd / √n, sd that of the
-    jackknife pseudo-values of the difference.
+    jackknife pseudo-values of the difference. With `groups` (see intervals.difference) the sources are the items of the latter, whatever the metric.
     """
     n = len(ours)
-    if binary:
+    if binary and groups is None:
         differ = _discordance(ours, theirs)
         found = max(math.sqrt(_SHARES * differ / (n + _SHARES)), _SHARES / (n + _SHARES))
         how = f"McNemar's test at p < 0.05, {differ:.3f} of the items differ"
     else:
-        spread = _spread(ours, theirs, combine)
-        found = math.sqrt(_SHARES / n) * spread
-        how = f"paired test at p < 0.05, standard deviation of an item's difference {spread:.3g}"
+        one, other = by_group(ours, groups), by_group(theirs, groups)
+        spread = _spread(one, other, combine, binary)
+        found = math.sqrt(_SHARES / len(one)) * spread
+        of = "an item" if groups is None else f"one of {len(one)} groups of items"
+        how = f"paired test at p < 0.05, standard deviation of the difference of {of} {spread:.3g}"
     return {"n": n, "smallest_difference": found, "power": POWER, "how": how}
 
 
@@ -45,7 +47,7 @@ def items_needed(ours: Numbers, theirs: Numbers, combine: Combine, wanted: float
     if binary:
         differ = max(_discordance(ours, theirs), abs(wanted))
         return math.ceil(_SHARES * (differ - wanted**2) / wanted**2)
-    return math.ceil(_SHARES * (_spread(ours, theirs, combine) / wanted) ** 2)
+    return math.ceil(_SHARES * (_spread(ours, theirs, combine, binary) / wanted) ** 2)
 
 
 def _discordance(ours: Numbers, theirs: Numbers) -> float:
@@ -53,7 +55,9 @@ def _discordance(ours: Numbers, theirs: Numbers) -> float:
     return (float(((ours[:, 0] > 0) != (theirs[:, 0] > 0)).sum()) + 1) / (len(ours) + 2)
 
 
-def _spread(ours: Numbers, theirs: Numbers, combine: Combine) -> float:
+def _spread(ours: Numbers, theirs: Numbers, combine: Combine, binary: bool) -> float:
+    """Standard deviation of the pseudo-values; of a share at least as if one more source had changed wholly: none seen is not none."""
     columns = ours.shape[1]
     pseudo = pseudo_values(np.hstack([ours, theirs]), lambda sums: combine(sums[..., :columns]) - combine(sums[..., columns:]))
-    return float(pseudo.std(ddof=1)) if len(pseudo) > 1 else 0.0
+    found = float(pseudo.std(ddof=1)) if len(pseudo) > 1 else 0.0
+    return max(found, 1 / math.sqrt(len(pseudo) + 2)) if binary else found

@@ -14,16 +14,16 @@ import numpy as np
 from tuner.errors import refuse
 from tuner.evaluate.compare import Facts, Key, Read, Row, facts_of, keyed, names_in, read_back
 from tuner.evaluate.intervals import verdict_of
-from tuner.evaluate.jackknife import Combine, Numbers, pseudo_values, student, unanimous
+from tuner.evaluate.jackknife import Combine, Numbers, by_group, pseudo_values, student, unanimous
 from tuner.evaluate.result import ADAPTER
 
 
 def over_seeds(runs: Mapping[str, Iterable[Row]], metrics: Mapping[str, Facts], *, baseline: str | None = None) -> dict[str, Any]:
     """For each suite and metric of the adapter, over the items that all `runs` (rows of answers.jsonl by version) have in common.
 
-    With `baseline`, a contender of each run (the same base in all of them), the paired differences too. What a few seeds can show: the mean, and
-    whether it is beyond both kinds of chance. How far seeds differ they hardly show: from 3 seeds the true spread is between 0.5 and 6.3
-    times the one seen, from 5 between 0.6 and 2.9 times (chi square, 95 %).
+    Items of one source are taken together. With `baseline`, a contender of each run (the same base in all of them), the paired differences too.
+    What a few seeds can show: the mean, and whether it is beyond both kinds of chance. How far seeds differ they hardly show: from 3 seeds the true
+    spread is between 0.5 and 6.3 times the one seen, from 5 between 0.6 and 2.9 times (chi square, 95 %).
     """
     if len(runs) < 2:
         refuse("seeds", "versions", f"{len(runs)} version", "at least two versions of one recipe", "train the recipe again with another seed")
@@ -58,10 +58,10 @@ def _suite(
 
 def _value(read: Read) -> dict[str, Any]:
     found = [float(read.combine(parts.sum(axis=0))) for parts in read.sides]
-    pseudo = np.array([pseudo_values(parts, read.combine) for parts in read.sides])
+    pseudo = np.array([pseudo_values(by_group(parts, read.groups), read.combine) for parts in read.sides])
     bounds = (0.0, 1.0) if read.binary else (-math.inf, math.inf)
     low, high, _ = _interval(float(np.mean(found)), pseudo, bounds)
-    return {"value": float(np.mean(found)), "n": pseudo.shape[1], "low": low, "high": high, "method": _METHOD, "spread": _spread(found)}
+    return {"value": float(np.mean(found)), "n": len(read.sides[0]), "low": low, "high": high, "method": _method(read), "spread": _spread(found)}
 
 
 def _difference(read: Read, higher_is_better: bool, baseline: str) -> dict[str, Any]:
@@ -69,12 +69,12 @@ def _difference(read: Read, higher_is_better: bool, baseline: str) -> dict[str, 
     half = len(read.sides) // 2
     pairs = list(zip(read.sides[:half], read.sides[half:], strict=True))
     found = [float(read.combine(a.sum(axis=0)) - read.combine(b.sum(axis=0))) for a, b in pairs]
-    pseudo = np.array([pseudo_values(np.hstack([a, b]), _minus(read.combine, a.shape[1])) for a, b in pairs])
+    pseudo = np.array([pseudo_values(by_group(np.hstack([a, b]), read.groups), _minus(read.combine, a.shape[1])) for a, b in pairs])
     value = float(np.mean(found))
     low, high, p = _interval(value, pseudo, (-1.0, 1.0) if read.binary else (-math.inf, math.inf))
     return {
-        "value": value, "low": low, "high": high, "p": p, "n": pseudo.shape[1], "baseline": baseline, "method": _METHOD, "test": "t test over seeds and items",
-        "verdict": verdict_of(low, high, p, higher_is_better), "spread": _spread(found),
+        "value": value, "low": low, "high": high, "p": p, "n": len(read.sides[0]), "baseline": baseline, "method": _method(read),
+        "test": "t test over seeds and items", "verdict": verdict_of(low, high, p, higher_is_better), "spread": _spread(found),
     }  # fmt: skip
 
 
@@ -82,7 +82,9 @@ def _minus(combine: Combine, columns: int) -> Combine:
     return lambda sums: combine(sums[..., :columns]) - combine(sums[..., columns:])
 
 
-_METHOD = "t interval over seeds and items (crossed random effects, Satterthwaite 1946), 95 %"
+def _method(read: Read) -> str:
+    items = "items" if read.groups is None else f"{len(set(read.groups))} groups of items"
+    return f"t interval over seeds and {items} (crossed random effects, Satterthwaite 1946), 95 %"
 
 
 def _interval(value: float, pseudo: Numbers, bounds: tuple[float, float]) -> tuple[float, float, float]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from tuner.evaluate.intervals import Difference, Estimate, difference, estimate
 from tuner.evaluate.membership import auc, tpr_at_fpr
+from tuner.evaluate.metric_types import mean
 from tuner.evaluate.result import ADAPTER, MetricFacts, Result, Role
 from tuner.fingerprint import digest_json
 
@@ -66,9 +67,9 @@ class Sheet:
         self.metrics[metric] = MetricFacts(what, higher_is_better=False)
         parts = {c: np.array([[s, 1.0] for s in found]) for c in (BASE, ADAPTER) if (found := self.scores(c, metric))}
         for contender, numbers in parts.items():
-            self.values[contender][metric] = estimate(numbers, _ratio, binary, self.resamples, self.seed, bounds=(0.0, largest))
+            self.values[contender][metric] = estimate(numbers, mean, binary, self.resamples, self.seed, bounds=(0.0, largest))
         if len(parts) == 2:
-            self.differences[metric] = difference(parts[ADAPTER], parts[BASE], _ratio, binary=binary, higher_is_better=False, baseline=BASE,
+            self.differences[metric] = difference(parts[ADAPTER], parts[BASE], mean, binary=binary, higher_is_better=False, baseline=BASE,
                                                   resamples=self.resamples, seed=self.seed, bounds=(0.0, largest))  # fmt: skip
 
     def auc(self, metric: str, contender: str, first: str, second: str, what: str) -> Estimate:
@@ -102,7 +103,3 @@ class Sheet:
         """What was tried and how often it worked. What was not tried is said too."""
         missing = [f"not measured: {n['measure']} ({n['words']})" for n in self.not_measured]
         return ". ".join(s[0].upper() + s[1:] for s in [*self.said, *missing]) + "."
-
-
-def _ratio(sums: Any) -> Any:
-    return sums[..., 0] / sums[..., 1]

@@ -10,7 +10,7 @@ from typing import Any
 
 from tuner.catalog import suggestion
 from tuner.errors import refuse
-from tuner.evaluate.intervals import LEVEL, Numbers, difference, estimate
+from tuner.evaluate.intervals import LEVEL, Groups, Numbers, difference, estimate, sources
 from tuner.evaluate.metrics import Metric
 from tuner.evaluate.multiplicity import holm
 from tuner.evaluate.suites import Item
@@ -26,14 +26,16 @@ def slices(
 ) -> dict[str, Any]:  # fmt: skip
     """`ours` and `theirs` are the metric's parts (n, k) of adapter and baseline, item by item.
 
+    Items of one source are drawn together, as in the suite.
     A slice's interval is its own; its verdict uses p after Holm's correction over all slices of at least `smallest` items, whatever their field.
     """
-    rows, too_few = [], 0
+    rows, too_few, groups = [], 0, sources([item.group for item in items])
     for field, value, chosen in _groups(slice_fields(items, asked)):
         if len(chosen) < smallest:
             too_few += 1
             continue
-        rows.append(_row(field, value, ours[chosen], theirs[chosen], metric, baseline, resamples, seed))
+        own = None if groups is None else [groups[i] for i in chosen]
+        rows.append({"field": field, "value": value, **_row(ours[chosen], theirs[chosen], metric, baseline, own, resamples, seed)})
     _correct(rows)
     sign = 1.0 if metric.higher_is_better else -1.0
     rows.sort(key=lambda r: (sign * r["difference"]["value"], sign * r["adapter"]["value"], r["field"], r["value"]))
@@ -41,15 +43,13 @@ def slices(
     return {"suite": suite, "metric": name, "baseline": baseline, "corrected": corrected, "smallest": smallest, "too_few": too_few, "rows": rows}
 
 
-def _row(field: str, value: str, ours: Numbers, theirs: Numbers, metric: Metric, baseline: str, resamples: int, seed: int) -> dict[str, Any]:
+def _row(
+    ours: Numbers, theirs: Numbers, metric: Metric, baseline: str, groups: Groups | None, resamples: int, seed: int
+) -> dict[str, Any]:  # fmt: skip
     found = difference(ours, theirs, metric.combine, binary=metric.binary, higher_is_better=metric.higher_is_better, baseline=baseline,
-                       resamples=resamples, seed=seed, bounds=metric.bounds)  # fmt: skip
-    return {
-        "field": field, "value": value, "n": len(ours),
-        "adapter": estimate(ours, metric.combine, metric.binary, resamples, seed, bounds=metric.bounds).as_dict(),
-        "baseline": estimate(theirs, metric.combine, metric.binary, resamples, seed, bounds=metric.bounds).as_dict(),
-        "difference": found.as_dict(),
-    }  # fmt: skip
+                       resamples=resamples, seed=seed, groups=groups, bounds=metric.bounds)  # fmt: skip
+    own, other = (estimate(p, metric.combine, metric.binary, resamples, seed, groups=groups, bounds=metric.bounds) for p in (ours, theirs))
+    return {"n": len(ours), "adapter": own.as_dict(), "baseline": other.as_dict(), "difference": found.as_dict()}
 
 
 def _correct(rows: Sequence[dict[str, Any]]) -> None:

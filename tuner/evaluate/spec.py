@@ -12,6 +12,7 @@ Way = Literal["zero_shot", "few_shot"]
 Kind = Literal["held_out", "ood", "transforms", "abstention", "forgetting", "memorisation", "cost"]
 KINDS: tuple[Kind, ...] = ("held_out", "ood", "transforms", "abstention", "forgetting", "memorisation", "cost")
 Profile = Literal["small", "full"]
+Asks = Literal["gain", "drop", "value", "count"]
 
 
 class MetricOptions(Section):
@@ -120,9 +121,10 @@ class GateRule(Section):
 
     suite: str = Field(description="held_out, an ood suite, a transform such as casual.2, forgetting, memorisation, abstention, cost")
     metric: str = Field(description="a metric of that suite")
-    of: Literal["gain", "drop", "value", "count"] = Field(
-        "gain",
-        description="gain: over the best-prompted base, in the metric's good direction; drop: its opposite; value: the adapter's own; count: how many items",
+    of: Asks | None = Field(
+        None,
+        description="gain: over the best-prompted base, in the metric's good direction; drop: its opposite; value: the adapter's own; "
+        "count: how many items, of a share of items; default: gain with `at_least`, drop with `at_most`",
     )
     at_least: float | None = Field(
         None, allow_inf_nan=False, description="passes when the interval's lower bound reaches this, fails when the upper one does not"
@@ -130,6 +132,11 @@ class GateRule(Section):
     at_most: float | None = Field(
         None, allow_inf_nan=False, description="passes when the interval's upper bound is not above this, fails when the lower one is"
     )
+
+    @property
+    def asks(self) -> Asks:
+        """What is held against the bound: `of`, or what that bound is usually about."""
+        return self.of or ("gain" if self.at_least is not None else "drop")
 
     @model_validator(mode="after")
     def _one_bound(self) -> GateRule:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from tuner.catalog import choose
 from tuner.data.record import normalised
-from tuner.evaluate.intervals import Difference, Estimate, difference, estimate
+from tuner.evaluate.intervals import Difference, Estimate, Groups, difference, estimate, sources
+from tuner.evaluate.metric_types import ratio
 from tuner.evaluate.metrics import parse_object
 from tuner.evaluate.multiplicity import holm
 from tuner.evaluate.perturb import SEVERITIES, TRANSFORMS, Asked, perturbed
@@ -57,6 +58,15 @@ class Transformed:
     def changes_system(self) -> bool:
         """Whether the change is in the instruction: a contender with a system prompt of its own would not see it."""
         return self.family in ("system_prompt", "unseen_labels")
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A contender's numbers of one metric on the items that have it both ways, (n, 2) `now` and `then`, and the items' sources where any has one."""
+
+    now: Numbers
+    then: Numbers
+    groups: Groups | None
 
 
 @dataclass(frozen=True)
@@ -149,13 +159,13 @@ def degraded(after: Result, before: Result, made: Transformed, resamples: int, s
     drops: dict[str, dict[str, Any]] = {}
     excess: dict[str, Any] = {}
     for name, facts in metrics.items():
-        numbers = {c: found for c, of in pairs.items() if (found := _numbers(of, name)) is not None}
-        for contender, (now, then) in numbers.items():
-            drops.setdefault(contender, {})[name] = _drop(now, then, facts, resamples, seed).as_dict()
+        numbers = {c: found for c, of in pairs.items() if (found := _numbers(of, name, made.suite)) is not None}
+        for contender, pair in numbers.items():
+            drops.setdefault(contender, {})[name] = _drop(pair, facts, resamples, seed).as_dict()
         further = _excess(numbers, facts, resamples, seed)
         if further is not None:
             excess[name] = further.as_dict()
-    values, differences = _consistency(after, rows, resamples, seed)
+    values, differences = _consistency(after, rows, made.suite, resamples, seed)
     return replace(
         after, rows=rows, metrics={**after.metrics, CONSISTENCY: _CONSISTENT}, values=values, differences=differences,
         facts={**after.facts, "drops": drops, "excess": excess},
@@ -200,12 +210,13 @@ def _pairs(rows: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]], mad
     return pairs
 
 
-def _numbers(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], metric: str) -> tuple[Numbers, Numbers] | None:
-    """(n, 2) sums after and before of the items that have both; None where none has."""
-    both = [(a, b) for new, old in pairs if (a := _part(new, metric)) is not None and (b := _part(old, metric)) is not None]
+def _numbers(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], metric: str, suite: Suite) -> _Pair | None:
+    """The sums after and before of the items that have both; None where none has."""
+    both = [(new["item"], a, b) for new, old in pairs if (a := _part(new, metric)) is not None and (b := _part(old, metric)) is not None]
     if not both:
         return None
-    return np.array([a for a, _ in both], dtype=np.float64), np.array([b for _, b in both], dtype=np.float64)
+    now, then = (np.array([each[side] for each in both], dtype=np.float64) for side in (1, 2))
+    return _Pair(now, then, sources([suite.items[at].group for at, _, _ in both]))
 
 
 def _part(row: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
@@ -216,57 +227,52 @@ def _part(row: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
     return None if score is None else (float(score), 1.0)
 
 
-def _ratio(sums: Numbers) -> Numbers:
-    over = sums[..., 1]
-    return np.where(over > 0, sums[..., 0] / np.where(over > 0, over, 1.0), 0.0)
-
-
 def _fall(sums: Numbers) -> Numbers:
     """Columns: numerator and denominator after, then before."""
-    return _ratio(sums[..., :2]) - _ratio(sums[..., 2:])
+    return ratio(sums[..., :2]) - ratio(sums[..., 2:])
 
 
-def _drop(now: Numbers, then: Numbers, facts: MetricFacts, resamples: int, seed: int) -> Difference:
-    binary = facts.form == "mean" and bool(np.isin(np.concatenate([now, then])[:, 0], (0.0, 1.0)).all())
-    return difference(
-        now, then, _ratio, binary=binary, higher_is_better=facts.higher_is_better, baseline=UNCHANGED, resamples=resamples, seed=seed
-    )  # fmt: skip
+def _drop(pair: _Pair, facts: MetricFacts, resamples: int, seed: int) -> Difference:
+    binary = facts.form == "mean" and bool(np.isin(np.concatenate([pair.now, pair.then])[:, 0], (0.0, 1.0)).all())
+    return difference(pair.now, pair.then, ratio, binary=binary, higher_is_better=facts.higher_is_better, baseline=UNCHANGED, resamples=resamples, seed=seed,
+                      groups=pair.groups)  # fmt: skip
 
 
-def _excess(numbers: Mapping[str, tuple[Numbers, Numbers]], facts: MetricFacts, resamples: int, seed: int) -> Difference | None:
+def _excess(numbers: Mapping[str, _Pair], facts: MetricFacts, resamples: int, seed: int) -> Difference | None:
     """The adapter's drop minus the base's, resampled together: negative (for a metric where more is better) means that the adapter falls further."""
     if ADAPTER not in numbers:
         return None
-    count = len(numbers[ADAPTER][0])
+    own = numbers[ADAPTER]
     sign = 1 if facts.higher_is_better else -1
-    ways = {c: float(_ratio(then.sum(axis=0))) for c, (_, then) in numbers.items() if c != ADAPTER and len(then) == count}
+    ways = {c: float(ratio(pair.then.sum(axis=0))) for c, pair in numbers.items() if c != ADAPTER and len(pair.then) == len(own.then)}
     if not ways:
         return None
     baseline = max(ways, key=lambda c: sign * ways[c])
-    ours, theirs = np.hstack(numbers[ADAPTER]), np.hstack(numbers[baseline])
-    return difference(
-        ours, theirs, _fall, binary=False, higher_is_better=facts.higher_is_better, baseline=baseline, resamples=resamples, seed=seed
-    )  # fmt: skip
+    ours, theirs = np.hstack([own.now, own.then]), np.hstack([numbers[baseline].now, numbers[baseline].then])
+    return difference(ours, theirs, _fall, binary=False, higher_is_better=facts.higher_is_better, baseline=baseline, resamples=resamples, seed=seed,
+                      groups=own.groups)  # fmt: skip
 
 
 def _consistency(
-    after: Result, rows: Sequence[dict[str, Any]], resamples: int, seed: int
+    after: Result, rows: Sequence[dict[str, Any]], suite: Suite, resamples: int, seed: int
 ) -> tuple[dict[str, dict[str, Estimate]], dict[str, Difference]]:  # fmt: skip
     """Each contender's consistency beside its other values, and the adapter's against the base way that is most consistent."""
-    scores: dict[str, list[float]] = {}
+    scores: dict[str, dict[int, float]] = {}
     for row in rows:
         if CONSISTENCY in row["scores"]:
-            scores.setdefault(row["contender"], []).append(row["scores"][CONSISTENCY])
-    numbers = {c: np.array([[s, 1.0] for s in found]) for c, found in scores.items()}
+            scores.setdefault(row["contender"], {})[row["item"]] = row["scores"][CONSISTENCY]
+    numbers = {c: np.array([[s, 1.0] for s in found.values()]) for c, found in scores.items()}
+    groups = {c: sources([suite.items[at].group for at in found]) for c, found in scores.items()}
     values = {c: dict(of) for c, of in after.values.items()}
     for contender, found in numbers.items():
-        values.setdefault(contender, {})[CONSISTENCY] = estimate(found, _ratio, True, resamples, seed)
-    ways = [c for c in numbers if c != ADAPTER and len(numbers[c]) == len(numbers.get(ADAPTER, ()))]
+        values.setdefault(contender, {})[CONSISTENCY] = estimate(found, ratio, True, resamples, seed, groups=groups[contender])
+    ways = [c for c in numbers if c != ADAPTER and list(scores[c]) == list(scores.get(ADAPTER, ()))]
     differences = dict(after.differences)
     if ways:
         baseline = max(ways, key=lambda c: values[c][CONSISTENCY].value)
         differences[CONSISTENCY] = difference(
-            numbers[ADAPTER], numbers[baseline], _ratio, binary=True, higher_is_better=True, baseline=baseline, resamples=resamples, seed=seed
+            numbers[ADAPTER], numbers[baseline], ratio, binary=True, higher_is_better=True, baseline=baseline, resamples=resamples, seed=seed,
+            groups=groups[ADAPTER],
         )  # fmt: skip
     return values, differences
 
