@@ -1,8 +1,11 @@
 """Forty-three lines that know nothing of tuner: every value, difference, drop and slice of a report.json again, from answers.jsonl beside it."""
+
 import json, math, re, statistics, sys, unicodedata  # noqa: E401, I001
 from collections import defaultdict
 from pathlib import Path
+
 norm = lambda text: " ".join(unicodedata.normalize("NFKC", text or "").casefold().split())  # noqa: E731
+
 
 def value(metric, facts, rows):
     form, parts = facts["form"], [r["parts"][metric] for r in rows if metric in r["parts"]]
@@ -22,9 +25,11 @@ def value(metric, facts, rows):
     known = {"mean": [r["scores"][metric] for r in rows if r["scores"].get(metric) is not None], "file size": []}[form]  # KeyError: a form without a rule
     return statistics.fmean(known) if form == "mean" else None
 
+
 def is_in(field, wanted, row):
     size, bounds = sum(len(m["content"]) for m in row["question"] if m["role"] != "system"), [int(x) for x in re.findall(r"\d+", wanted)]
     return bounds[0] <= size <= bounds[1] if field == "length" else wanted == (row["reference"] if field == "label" else row.get("traits", {}).get(field))
+
 
 def differing(folder):
     report, rows, found = json.loads((folder / "report.json").read_text()), defaultdict(list), []
@@ -42,6 +47,7 @@ def differing(folder):
         found += [(a, s["adapter"]), (b, s["baseline"]), (a - b, s["difference"])]
     known = [(v, stated) for v, stated in found if v is not None]
     return len(known), [(v, stated) for v, stated in known if not math.isclose(v, stated["value"], rel_tol=1e-6, abs_tol=1e-9)]
+
 
 if __name__ == "__main__":
     print(*differing(Path(sys.argv[1])))
