@@ -14,6 +14,7 @@ import numpy as np
 
 from tuner.evaluate.contenders import ZERO_SHOT, Contender
 from tuner.evaluate.intervals import Difference, Estimate, difference, estimate
+from tuner.evaluate.metric_types import ratio
 from tuner.evaluate.result import ADAPTER, Contestant, MetricFacts, Result, Tick, Timed
 from tuner.evaluate.suites import Item, Suite, suite_of
 
@@ -46,7 +47,7 @@ def cost(
     new_tokens = min(max_new_tokens, NEW_TOKENS[profile])
     times = {c.name: _timed(model, c, items, new_tokens, tick) for c in priced(contenders)}
     parts = {c: _parts(of) for c, of in times.items()}
-    values = {c: {m: estimate(p, _ratio, False, resamples, seed, bounds=POSITIVE) for m, p in of.items()} for c, of in parts.items()}
+    values = {c: {m: estimate(p, ratio, False, resamples, seed, bounds=POSITIVE) for m, p in of.items()} for c, of in parts.items()}
     values[ADAPTER]["adapter_bytes"] = Estimate(float(adapter_bytes), 1, float(adapter_bytes), float(adapter_bytes), "the size of one file")
     rows = [_row(i, item, c, of[i]) for c, of in times.items() for i, item in enumerate(items)]
     facts = {"of": asked.name, "max_new_tokens": new_tokens, "machine": dict(machine), "words": f"one question at a time on {_where(machine)}"}
@@ -74,10 +75,6 @@ def _parts(times: Sequence[Timed]) -> dict[str, Any]:
     }
 
 
-def _ratio(sums: Any) -> Any:
-    return sums[..., 0] / sums[..., 1]
-
-
 def _differences(parts: Mapping[str, Mapping[str, Any]], resamples: int, seed: int) -> dict[str, Difference]:
     """The adapter against the base's longest prompt."""
     others = [c for c in parts if c != ADAPTER]
@@ -85,7 +82,7 @@ def _differences(parts: Mapping[str, Mapping[str, Any]], resamples: int, seed: i
         return {}
     baseline = others[-1]
     return {
-        metric: difference(numbers, parts[baseline][metric], _ratio, binary=False, higher_is_better=FACTS[metric].higher_is_better, baseline=baseline,
+        metric: difference(numbers, parts[baseline][metric], ratio, binary=False, higher_is_better=FACTS[metric].higher_is_better, baseline=baseline,
                            resamples=resamples, seed=seed, bounds=POSITIVE)
         for metric, numbers in parts[ADAPTER].items()
     }  # fmt: skip

@@ -19,7 +19,8 @@ from tuner.data.record import Record
 from tuner.errors import refuse
 from tuner.evaluate.contenders import LOSS, ZERO_SHOT, Contender, Said, ask, contenders, fitted, label_names
 from tuner.evaluate.cost import QUESTIONS, cost, priced
-from tuner.evaluate.grading import graded, parts_of
+from tuner.evaluate.grading import best_of_base, graded, parts_of
+from tuner.evaluate.intervals import Groups, sources
 from tuner.evaluate.judge import Judged, Pair, judged
 from tuner.evaluate.metric_label import calibration, confusion, has_label_nats
 from tuner.evaluate.metrics import DEFAULT_METRICS, METRICS, Metric, catalogue
@@ -141,13 +142,16 @@ class Asking:
         """Inside, the model is the base for a contender of the base."""
         return self.model.as_base() if contender.is_base else contextlib.nullcontext()
 
-    def sides(self, suite: str, metric: str, baseline: str) -> tuple[Any, Any] | None:
-        """The metric's numbers of adapter and baseline, item by item; None where the suite was not graded by it."""
+    def sides(self, suite: str, metric: str, baseline: str) -> tuple[Any, Any, Groups | None] | None:
+        """The metric's numbers of adapter and baseline, item by item, and the items' sources; None where the suite was not graded by it."""
         if metric not in self.metrics or suite not in self.said or not {ADAPTER, baseline} <= set(self.said[suite]):
             return None
         only = {metric: self.metrics[metric]}
         both = [parts_of(self.said[suite][c], only).get(metric) for c in (ADAPTER, baseline)]
-        return None if None in both else (both[0].numbers, both[1].numbers)  # type: ignore[union-attr]
+        if both[0] is None or both[1] is None:
+            return None
+        rows = [row for row in self.results[suite].rows if row["contender"] == ADAPTER]
+        return both[0].numbers, both[1].numbers, sources([rows[at].get("group") for at in both[0].places])
 
     def keep(self, result: Result) -> Result:
         self.results[result.name] = result
@@ -293,7 +297,7 @@ def _fitting(asking: Asking, made: Transformed, whom: Sequence[Contender]) -> Tr
 
 
 def _abstention(asking: Asking) -> None:
-    """Questions without an answer, and how sure of itself each contender was in what it said."""
+    """Questions without an answer, and how sure of itself each contender was in what it said; against the base's best way that may say anything."""
     from tuner.evaluate.abstention import abstention_result, abstention_suite, confidences
 
     material, spec = asking.material, asking.spec
@@ -303,13 +307,15 @@ def _abstention(asking: Asking) -> None:
         return
     texts: dict[str, list[str]] = {}
     sure: dict[str, list[float]] = {}
-    for contender in asking.few():
+    values = asking.results[asking.anchor.name].values
+    free = {c.name: values[c.name] for c in asking.everyone if c.is_base and not c.labels and c.name in values}
+    baseline = best_of_base(free, asking.primary, asking.metrics[asking.primary].higher_is_better) or ZERO_SHOT
+    for contender in (c for c in asking.everyone if c.name in (ZERO_SHOT, baseline, ADAPTER)):
         said = asking.ask(made.suite, [contender], reading=frozenset())[contender.name]
         texts[contender.name] = [answer.text or "" for answer in said.answers]
         questions = [contender.question(item) for item in made.suite.items]
         with asking.as_asked(contender):
             sure[contender.name] = confidences(asking.model, questions, texts[contender.name])
-    baseline = asking.best if asking.best in texts else ZERO_SHOT
     rows = asking.results[asking.anchor.name].rows
     asking.keep(abstention_result(made, texts, sure, spec.abstention, rows, baseline, spec.resamples, material.seed))
 
@@ -390,8 +396,8 @@ def _power(asking: Asking, suite: str) -> dict[str, Any]:
     for name, difference in asking.results[suite].differences.items():
         sides = asking.sides(suite, name, difference.baseline)
         if sides is not None:
-            metric = asking.metrics[name]
-            found[name] = smallest_difference(*sides, metric.combine, binary=metric.binary)
+            ours, theirs, groups = sides
+            found[name] = smallest_difference(ours, theirs, asking.metrics[name].combine, binary=asking.metrics[name].binary, groups=groups)
     return found
 
 
@@ -403,7 +409,7 @@ def _slices(asking: Asking) -> dict[str, Any] | None:
     if difference is None or sides is None or len(sides[0]) != len(suite.items):
         return None
     return slices(
-        suite.items, *sides, asking.metrics[name], suite=suite.name, name=name, baseline=difference.baseline, asked=spec.slices,
+        suite.items, *sides[:2], asking.metrics[name], suite=suite.name, name=name, baseline=difference.baseline, asked=spec.slices,
         smallest=spec.smallest_slice, resamples=spec.resamples, seed=asking.material.seed,
     )  # fmt: skip
 
