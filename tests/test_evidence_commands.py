@@ -270,7 +270,7 @@ VALUES: dict[str, Any] = {
     "evaluate.options.pattern": "a+", "evaluate.options.absolute_tolerance": 0.5, "evaluate.options.relative_tolerance": 0.25,
     "evaluate.options.json_schema": "s.json", "evaluate.options.bertscore_model": "bert", "evaluate.options.bertscore_layer": 3,
     "evaluate.options.context_field": "passage", "evaluate.options.context_start": "Notes:", "evaluate.options.context_end": "END",
-    "evaluate.base_ways": ["few_shot"], "evaluate.prompts": {"short": "One word."}, "evaluate.few_shot": 3, "evaluate.max_new_tokens": 9,
+    "evaluate.base_ways": ["few_shot"], "evaluate.label_answers": "likeliest", "evaluate.prompts": {"short": "One word."}, "evaluate.few_shot": 3, "evaluate.max_new_tokens": 9,
     "evaluate.batch": 5, "evaluate.resamples": 2000, "evaluate.take": 50, "evaluate.judge.endpoint": "http://127.0.0.1:9/v1",
     "evaluate.judge.model": "judge-1", "evaluate.judge.key_file": "key", "evaluate.judge.instruction": "Which?", "evaluate.judge.take": 9,
     "evaluate.judge.parallel": 2, "evaluate.judge.timeout_seconds": 3.5, "evaluate.judge.retries": 1, "evaluate.judge.temperature": 0.5,
@@ -322,7 +322,7 @@ def test_a_key_of_a_recipe_file_reaches_its_section(path: str, recipe_file: Call
 
 def test_every_key_of_evaluate_and_gate_was_swept_and_says_what_it_is() -> None:
     swept = dict([*leaves(EvaluateSpec, "evaluate"), *leaves(GateSpec, "gate")])
-    assert set(swept) == set(VALUES) and len(swept) == 49
+    assert set(swept) == set(VALUES) and len(swept) == 50
     from tuner.evaluate.spec import GateRule
 
     assert set(GateRule.model_fields) == set(RULE_KEYS) and all(f.description for f in GateRule.model_fields.values())

@@ -179,3 +179,11 @@ def test_as_many_worked_examples_are_kept_as_fit_beside_the_longest_question() -
     assert fitted(Room(), few, items, 18) is None
     plain = named("base zero_shot", EvaluateSpec())
     assert fitted(Room(), plain, items, 100) == plain  # a question alone that does not fit is refused when it is asked
+
+
+def test_the_adapter_answers_with_the_likeliest_label_where_the_recipe_says_so() -> None:
+    labels = label_names(TRAIN, "label")
+    chosen = contenders(TRAIN, EvaluateSpec(label_answers="likeliest"), "label", 0)[-1]
+    assert (chosen.name, chosen.labels, chosen.is_base) == ("adapter", labels, False) and labels
+    assert contenders(TRAIN, EvaluateSpec(label_answers="likeliest"), "text", 0)[-1].labels == ()
+    assert contenders(TRAIN, EvaluateSpec(), "label", 0)[-1].labels == ()

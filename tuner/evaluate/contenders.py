@@ -62,7 +62,7 @@ def contenders(train: Sequence[Record], spec: EvaluateSpec, task: str, seed: int
     found: list[Contender] = []
     for one in ways:
         found += [one, Contender(f"{one.name}, labels only", one.examples, one.system, labels)] if labels else [one]
-    return [*found, Contender(ADAPTER, is_base=False)]
+    return [*found, Contender(ADAPTER, labels=labels if spec.label_answers == "likeliest" else (), is_base=False)]
 
 
 def fitted(model: Contestant, contender: Contender, items: Sequence[Item], room: int) -> Contender | None:

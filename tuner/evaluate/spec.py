@@ -99,6 +99,9 @@ class EvaluateSpec(Section):
     prompts: dict[str, str] = Field(
         default_factory=dict, description="further system prompts the base is tried with, by name; the best on held_out is the baseline"
     )
+    label_answers: Literal["free", "likeliest"] = Field(
+        "free", description="how the adapter answers a label task: freely, as it is served, or with the likeliest label (then it has no loss of its own)"
+    )
     few_shot: int = Field(8, ge=1, le=64, description="worked examples in the few-shot prompt, taken from train")
     max_new_tokens: int = Field(64, ge=1, description="longest answer (tokens)")
     batch: int = Field(32, ge=1, description="prompts answered together")
