@@ -25,7 +25,7 @@ def done(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
     folder = tmp_path_factory.mktemp("run")
     jsonl(folder / "train.jsonl", colour_rows(24))
-    jsonl(folder / "held_out.jsonl", colour_rows(12, 200))
+    jsonl(folder / "held_out.jsonl", colour_rows(24, 200))
     jsonl(folder / "far.jsonl", [{"prompt": f"something else {i}", "completion": "red"} for i in range(6)])
     recipe = {
         "name": "colours", "base": {"model": str(tiny_base), "sanity": "off"},
@@ -83,7 +83,7 @@ def test_what_is_graded_is_what_is_served(done: tuple[Path, subprocess.Completed
     process = tuner("answer", "colours@1", "--input", "questions.jsonl", "--output", "said.jsonl", "--base", tiny_base, "--max-new-tokens", "4", cwd=folder)
     assert process.returncode == 0, process.stderr
     said = [json.loads(line) for line in (folder / "said.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [s["answer"] for s in said] == graded and [s["id"] for s in said] == list(range(12))
+    assert [s["answer"] for s in said] == graded and [s["id"] for s in said] == list(range(24))
     one = tuner("answer", "colours", rows[0]["question"][-1]["content"], "--base", tiny_base, cwd=folder)
     assert one.returncode == 0 and one.stdout.endswith("\n")
 
@@ -223,6 +223,7 @@ def test_what_only_validation_decides_is_refused_without_it(recipe_file: Callabl
     assert refused.returncode == 2 and "no validation split" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_between_publishing_and_tidying_publishes_nothing_twice(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     """The checkpoints of a run killed after its version was renamed into place, put back as they were: the next run only removes them."""
     recipe_file(train={"epochs": 400, "records_per_step": 8, "checkpoint_every_steps": 5, "log_every_steps": 1})

@@ -35,6 +35,7 @@ def test_made_records_without_faults_give_no_finding(tmp_path: Path) -> None:
     assert told["accounts"] == [["train.jsonl", 25_000, 25_000, 0], ["held_out.jsonl", 500, 500, 0]]
 
 
+@pytest.mark.slow
 def test_a_thousand_planted_faults_are_found_at_their_lines_and_nothing_else_is(tmp_path: Path) -> None:
     told = examined(tmp_path, 100_000, 1_000)
     expected, found = (Counter(map(tuple, told[name])) for name in ("expected", "found"))

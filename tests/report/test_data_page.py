@@ -375,6 +375,7 @@ def test_colours_of_the_page_have_their_contrast_in_light_and_dark(page: Page) -
 # --- any data ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fifty_thousand_hostile_records_stay_below_two_megabytes() -> None:
     chance = random.Random(0)
     splits: dict[str, list[Record]] = {"train": [], "held_out": []}

@@ -97,6 +97,7 @@ def test_every_wrong_value_is_refused_with_its_key_before_the_first_trial(recipe
     assert not (tmp_path / "adapters").exists() and not (tmp_path / "studies").exists()
 
 
+@pytest.mark.slow
 def test_a_grid_publishes_a_version_a_trial_records_failed_ones_and_runs_none_twice(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     words = ["sweep", recipe_file(), "train.peak_learning_rate=1e-3,1e30", "method.rank=2,4", "train.max_gradient_norm=1e30", "train.epochs=2",
              "train.records_per_step=8"]  # fmt: skip

@@ -171,6 +171,7 @@ def test_a_template_that_changes_earlier_turns_is_refused_for_all_of_them_and_go
                 encoder.row(chat("hi", "one", "and", "two"))
 
 
+@pytest.mark.slow
 def test_no_text_of_100000_fuzzed_records_becomes_a_special_token(smollm2: Any) -> None:
     encoder = encoder_for(smollm2)
     chance = random.Random(4)

@@ -446,7 +446,7 @@ def test_two_gloo_ranks_save_together_are_refused_together_and_a_hanging_one_end
         for child in children:
             child.kill()
     assert [f"[{r}] refused checkpoint" in said[r] for r in range(2)] == [True, True], said
-    assert children[0].returncode == 4 and re.search(r"rank 1 .*no progress for 2 s; its last finished step is 13", said[0])
+    assert children[0].returncode == 5 and re.search(r"rank 1 .*no progress for 2 s; its last finished step is 13", said[0])
     with opened(tmp_path) as (run, resume):
         assert resume is not None and resume.checkpoint.step == 8 and {"rng_state_0.pth", "rng_state_1.pth"} < set(resume.checkpoint.files)
         assert {p.name for p in run.path.iterdir()} == {LOCK, "step-8"}

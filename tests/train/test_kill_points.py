@@ -211,6 +211,7 @@ def test_a_run_killed_at_random_moments_until_it_is_done_publishes_the_same_adap
     assert [end for end in found["ends"] if end != found["wanted"]] == []
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_the_step_saves_and_exits_143_and_the_next_run_publishes_the_same_adapter(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     path = plain(recipe_file)
     path.write_text(path.read_text().replace('"epochs": 1', '"epochs": 10'))  # long enough for the signal to come in time

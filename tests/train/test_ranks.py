@@ -489,7 +489,7 @@ def test_under_accelerates_launcher_a_lost_rank_is_named_and_the_run_goes_on(hom
         launcher.kill()
     said = (folder / "said").read_text(encoding="utf-8")
     assert re.search(r"rank 1 \(process \d+ on \S+\): its process has ended; its last finished step is \d+", said), said[-3000:]
-    assert re.search(r"rank +: 0 .*\n +exitcode +: 4 ", said), said[-3000:]
+    assert re.search(r"rank +: 0 .*\n +exitcode +: 5 ", said), said[-3000:]
     with launched(folder, 2, "train", "recipe.yaml", "train.max_steps=2", "--fresh", output="again") as running:
         assert running.codes() == [0, 0], running.said[-3000:]
 

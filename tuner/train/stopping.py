@@ -169,7 +169,7 @@ class Heartbeat:
     """Ends the run when a rank has made no progress for `hang_seconds`, or when its process is gone.
 
     Every rank keeps a file in `folder` (shared by all ranks, empty at the start) and a thread that reads all of them: gloo ignores
-    the process group's timeout on CPUs, and a rank that waits for another cannot say so itself. The run ends with exit code 4.
+    the process group's timeout on CPUs, and a rank that waits for another cannot say so itself. The run ends with exit code 5.
     """
 
     def __init__(
