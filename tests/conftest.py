@@ -78,6 +78,25 @@ def colour_rows(count: int, start: int = 0) -> list[dict[str, Any]]:
     return [{"prompt": f"thing number {i} please", "completion": LABELS[i % 3]} for i in range(start, start + count)]
 
 
+def colours_in(folder: Path, base: Path, **sections: Any) -> Path:
+    """The file of a label recipe on 24 colour records, trained hard; keyword arguments replace or add whole top-level sections."""
+    jsonl(folder / "train.jsonl", colour_rows(24))
+    recipe: dict[str, Any] = {
+        "name": "colours", "base": {"model": str(base), "sanity": "off"}, "data": {"task": "label", "train": "train.jsonl"},
+        "template": {"system": "Name it.", "max_tokens": 128}, "train": {"epochs": 3, "peak_learning_rate": 5e-2},
+    }  # fmt: skip
+    (folder / "recipe.yaml").write_text(json.dumps(recipe | sections), encoding="utf-8")
+    return folder / "recipe.yaml"
+
+
+def graded_colours_in(folder: Path, base: Path, held_out: int, **sections: Any) -> Path:
+    """The same with `held_out` records of that split and an ood suite, far."""
+    jsonl(folder / "held_out.jsonl", colour_rows(held_out, 200))
+    jsonl(folder / "far.jsonl", [{"prompt": f"something else {i}", "completion": "red"} for i in range(6)])
+    data = {"task": "label", "train": "train.jsonl", "held_out": "held_out.jsonl", "ood": {"far": "far.jsonl"}}
+    return colours_in(folder, base, data=data, template={"system": "Name the colour.", "max_tokens": 128}, **sections)
+
+
 @pytest.fixture
 def recipe_file(tmp_path: Path, tiny_base: Path) -> Callable[..., Path]:
     """Write a small label recipe with its data into tmp_path; keyword arguments replace whole top-level sections."""

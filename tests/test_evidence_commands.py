@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from tests.conftest import colour_rows, jsonl, tuner
+from tests.conftest import graded_colours_in, jsonl, tuner
 from tuner.evaluate.spec import EvaluateSpec, GateSpec
 from tuner.recipe import load_recipe
 
@@ -38,18 +38,9 @@ def written(folder: Path, file: str = "recipe.yaml", **sections: Any) -> Path:
 def seeds(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[subprocess.CompletedProcess[str]]]:
     """(folder, processes) of `tuner run recipe.yaml --seeds 2`, twice."""
     folder = tmp_path_factory.mktemp("seeds")
-    jsonl(folder / "train.jsonl", colour_rows(24))
-    jsonl(folder / "held_out.jsonl", colour_rows(12, 200))
-    jsonl(folder / "far.jsonl", [{"prompt": f"something else {i}", "completion": "red"} for i in range(6)])
-    recipe = {
-        "name": "colours", "base": {"model": str(tiny_base), "sanity": "off"},
-        "data": {"task": "label", "train": "train.jsonl", "held_out": "held_out.jsonl", "ood": {"far": "far.jsonl"}},
-        "template": {"system": "Name the colour.", "max_tokens": 128}, "train": {"max_steps": 2, "peak_learning_rate": 2e-2},
-        "evaluate": {"suites": ["held_out", "ood", "cost"], "few_shot": 3, "max_new_tokens": 4, "resamples": 1000,
-                     "forgetting": {"probes": 21, "instructions": 7, "problems": 4, "passages": 4}},
-        "gate": {"rules": RULES[0]},
-    }  # fmt: skip
-    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    few = {"probes": 21, "instructions": 7, "problems": 4, "passages": 4}
+    evaluate = {"suites": ["held_out", "ood", "cost"], "few_shot": 3, "max_new_tokens": 4, "resamples": 1000, "forgetting": few}
+    graded_colours_in(folder, tiny_base, 12, train={"max_steps": 2, "peak_learning_rate": 2e-2}, evaluate=evaluate, gate={"rules": RULES[0]})
     return folder, [tuner("run", "recipe.yaml", "--seeds", "2", cwd=folder) for _ in range(2)]
 
 

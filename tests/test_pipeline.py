@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, heed_interrupts, tuner
+from tests.conftest import ROOT, graded_colours_in, heed_interrupts, tuner
 from tuner import pipeline
 from tuner.recipe import load_recipe
 
@@ -21,19 +21,9 @@ from tuner.recipe import load_recipe
 @pytest.fixture(scope="module")
 def done(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """(folder, process) of one `tuner run`."""
-    from tests.conftest import colour_rows, jsonl
-
     folder = tmp_path_factory.mktemp("run")
-    jsonl(folder / "train.jsonl", colour_rows(24))
-    jsonl(folder / "held_out.jsonl", colour_rows(24, 200))
-    jsonl(folder / "far.jsonl", [{"prompt": f"something else {i}", "completion": "red"} for i in range(6)])
-    recipe = {
-        "name": "colours", "base": {"model": str(tiny_base), "sanity": "off"},
-        "data": {"task": "label", "train": "train.jsonl", "held_out": "held_out.jsonl", "ood": {"far": "far.jsonl"}},
-        "template": {"system": "Name the colour.", "max_tokens": 128}, "train": {"epochs": 2, "peak_learning_rate": 2e-2},
-        "evaluate": {"few_shot": 3, "max_new_tokens": 4, "resamples": 1000},
-    }  # fmt: skip
-    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    evaluate = {"few_shot": 3, "max_new_tokens": 4, "resamples": 1000}
+    graded_colours_in(folder, tiny_base, 24, train={"epochs": 2, "peak_learning_rate": 2e-2}, evaluate=evaluate)
     return folder, tuner("run", "recipe.yaml", cwd=folder)
 
 

@@ -308,11 +308,14 @@ def shard(rank: int, folder: Path, meeting: Path, ids: Any) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6)
+    meeting.with_name(f"equal-{rank}").write_text(str(len(found)), encoding="utf-8")
     destroy_process_group()
 
 
 def test_two_ranks_share_one_nf4_base_with_the_gradients_of_one(tiny_base: Path, tiny_ids: Any, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(shard, args=(tiny_base, tmp_path / "meeting", tiny_ids), nprocs=2)
+    equal = [int((tmp_path / f"equal-{rank}").read_text(encoding="utf-8")) for rank in (0, 1)]
+    assert equal == [12, 12]  # three adapted modules in each of two layers, two matrices each
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])

@@ -622,7 +622,7 @@ def _signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-AGAIN = ". The same command goes on from the last checkpoint, if there is one"
+AGAIN = ". The same command goes on from the last checkpoint, and asks again only what was not answered yet"
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import tuner
+from tests.conftest import colours_in
 from tuner import pipeline
 from tuner.artifact.adapter import as_messages
 from tuner.artifact.manifest import write_manifest
@@ -25,16 +26,8 @@ from tuner.recipe import load_recipe
 @pytest.fixture(scope="module")
 def trained(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(store, version folder) of an adapter trained for real on the tiny base."""
-    from tests.conftest import colour_rows, jsonl
-
     folder = tmp_path_factory.mktemp("trained")
-    jsonl(folder / "train.jsonl", colour_rows(24))
-    recipe = {
-        "name": "colours", "base": {"model": str(tiny_base), "sanity": "off"}, "data": {"task": "label", "train": "train.jsonl"},
-        "template": {"system": "Name it.", "max_tokens": 128}, "train": {"epochs": 3, "peak_learning_rate": 5e-2},
-    }  # fmt: skip
-    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    run = pipeline.run(load_recipe(folder / "recipe.yaml"), folder / "store", grade_after=False)
+    run = pipeline.run(load_recipe(colours_in(folder, tiny_base)), folder / "store", grade_after=False)
     assert run.version is not None and run.evaluation is None
     return folder / "store", run.version.folder
 

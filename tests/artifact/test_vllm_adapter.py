@@ -30,6 +30,7 @@ from tuner.artifact.vllm_adapter import (
     refuse_other_answers,
     refuse_unservable,
     sampling_settings,
+    unservable,
     until_stop,
 )  # fmt: skip
 from tuner.base import Precision
@@ -102,8 +103,8 @@ def served(adapter: Adapter, broken: bool = False) -> tuple[VllmAdapter, ByDecod
 
 
 def test_plain_lora_as_peft_saves_it_is_served(adapter: Adapter, changed: Callable[..., Adapter]) -> None:
-    refuse_unservable(adapter)
-    refuse_unservable(changed(use_rslora=True, r=8, init_lora_weights="gaussian"))
+    assert unservable(adapter).problems == []
+    assert unservable(changed(use_rslora=True, r=8, init_lora_weights="gaussian")).problems == []
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.evaluate.scripted import Scripted
 from tuner.data.record import Message, Record
 from tuner.evaluate.contenders import ask, contenders, fitted, label_names
 from tuner.evaluate.spec import EvaluateSpec
@@ -25,25 +25,15 @@ OWN = Item((Message("system", "Own words."), Message("user", "what is it")), ("r
 BARE = Item((Message("user", "what is that"),), ("green", "dark green"), "held_out.jsonl:2")
 
 
-class Witness:
+class Witness(Scripted):
     """A contestant that notes what it is given; losses are the characters of question and answer, so that sums can be followed."""
 
     def __init__(self) -> None:
-        self.is_base, self.given = False, []  # type: tuple[bool, list[tuple[str, bool, list[Message], Any]]]
-
-    def fits(self, questions: Any, room: int) -> list[bool]:
-        return [True] * len(questions)
-
-    @contextlib.contextmanager
-    def as_base(self) -> Iterator[Witness]:
-        self.is_base = True
-        try:
-            yield self
-        finally:
-            self.is_base = False
+        super().__init__()
+        self.given: list[tuple[str, bool, list[Message], Any]] = []
 
     def _note(self, what: str, questions: Sequence[list[Message]], of: Any) -> None:
-        self.given += [(what, self.is_base, q, o) for q, o in zip(questions, of, strict=True)]
+        self.given += [(what, self.base, q, o) for q, o in zip(questions, of, strict=True)]
 
     def answer_many(self, questions: Sequence[list[Message]], max_new_tokens: int, done: Any = None) -> list[str]:
         self._note("answer", questions, [max_new_tokens] * len(questions))
@@ -109,7 +99,7 @@ def test_the_base_is_asked_as_the_base_and_the_adapter_as_itself() -> None:
         assert {n for what, _, _, n in witness.given if what == "answer"} <= {7}
         assert all(list(q) == contender.question(item) for what, _, q, _ in witness.given if what == "answer"
                    for item in suite.items if item.messages[-1] == q[-1])  # fmt: skip
-        assert witness.is_base is False
+        assert witness.base is False
 
 
 def test_a_constrained_answer_is_the_likeliest_label_and_has_no_loss() -> None:

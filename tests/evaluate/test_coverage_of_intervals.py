@@ -270,26 +270,29 @@ def print_table(suites: int = 2000, families: tuple[str, ...] = tuple(FAMILIES))
             print(f"{family:26s} {n:5d}   " + "   ".join(f"{100 * c:5.1f} (w {w:.4f})" for c, w in cells), flush=True)
 
 
-def asserted(family: str, n: int, suites: int) -> None:
-    """Each level within 93 to 97 %, or at the figure known for it, up to 3.3 binomial standard errors of this many suites."""
+def off_the_mark(family: str, n: int, suites: int) -> dict[float, float]:
+    """The coverage of each level that is not within 93 to 97 %, or at the figure known for it, up to 3.3 binomial standard errors of this many suites."""
+    found = {}
     for level in LEVELS:
         known = OUTSIDE.get((family, n), {}).get(level)
         least, most = (0.93, 0.97) if known is None else (known / 100, known / 100)
         doubt = 3.3 * math.sqrt(0.05 * 0.95 / suites)
-        found, _ = coverage(family, n, level, suites)
-        assert least - doubt <= found <= most + doubt, f"{family}, n = {n}, level {level}: {100 * found:.1f} %"
+        covered, _ = coverage(family, n, level, suites)
+        if not least - doubt <= covered <= most + doubt:
+            found[level] = covered
+    return found
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_intervals_of_200_items_hold_the_truth_as_often_as_they_say(family: str) -> None:
-    asserted(family, 200, suites=250)
+    assert off_the_mark(family, 200, suites=250) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_2000_suites_of_each_size_and_level_are_covered(family: str, n: int) -> None:
-    asserted(family, n, suites=2000)
+    assert off_the_mark(family, n, suites=2000) == {}
 
 
 def test_every_family_is_swept_and_every_exception_exists() -> None:

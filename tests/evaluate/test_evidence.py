@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import tuner
 from tests.conftest import colour_rows, jsonl
 from tests.evaluate.recompute import value
+from tests.evaluate.scripted import Scripted
 from tests.evaluate.test_judge import serving
 from tuner import pipeline
 from tuner.artifact.adapter import Adapter
@@ -35,23 +35,12 @@ def record(i: int, split: str, label: str | None = None) -> Record:
     return Record((Message("user", f"item {i}"), Message("assistant", label or LABELS[i % 3])), f"{split}.jsonl", i + 1, split)
 
 
-class ByRule:
+class ByRule(Scripted):
     """A contestant that answers by a rule on the item's number: the adapter is right but for one in ten, the base for one in two."""
 
     def __init__(self) -> None:
-        self.base = False
+        super().__init__()
         self.asked: list[tuple[bool, int]] = []
-
-    def fits(self, questions: Any, room: int) -> list[bool]:
-        return [True] * len(questions)
-
-    @contextlib.contextmanager
-    def as_base(self) -> Iterator[ByRule]:
-        self.base = True
-        try:
-            yield self
-        finally:
-            self.base = False
 
     def _right(self, question: Sequence[Message]) -> bool:
         number = int(question[-1].content.split()[1])

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import tuner
-from tests.conftest import ROOT, colour_rows, jsonl
+from tests.conftest import ROOT, colours_in
 from tuner import pipeline
 from tuner.artifact.adapter import Adapter
 from tuner.errors import Refusal
@@ -57,14 +57,9 @@ class Counted:
 def store(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three versions on one base: 1 and 2 differ in their training seed, 3 in its system prompt."""
     folder = tmp_path_factory.mktemp("versions")
-    jsonl(folder / "train.jsonl", colour_rows(24))
-    recipe = {
-        "name": "colours", "base": {"model": str(tiny_base), "sanity": "off"}, "data": {"task": "label", "train": "train.jsonl"},
-        "template": {"system": "Name it.", "max_tokens": 128}, "train": {"epochs": 3, "peak_learning_rate": 5e-2},
-    }  # fmt: skip
-    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    recipe = colours_in(folder, tiny_base)
     for changes in ([], ["train.seed=7"], ["template.system=Say the colour."]):
-        pipeline.run(load_recipe(folder / "recipe.yaml", changes), folder / "store", grade_after=False)
+        pipeline.run(load_recipe(recipe, changes), folder / "store", grade_after=False)
     return folder / "store"
 
 

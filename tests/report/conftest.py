@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,3 +16,10 @@ from tests.report.browser import CHROMIUM, Browser
 def browser() -> Iterator[Browser]:
     with Browser(CHROMIUM or "chromium") as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def report(evaluation: Path) -> dict[str, Any]:
+    """report.json of the module's own `evaluation`."""
+    loaded: dict[str, Any] = json.loads((evaluation / "report.json").read_text(encoding="utf-8"))
+    return loaded

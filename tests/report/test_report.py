@@ -28,12 +28,6 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(evaluation: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((evaluation / "report.json").read_text(encoding="utf-8"))
-    return loaded
-
-
-@pytest.fixture(scope="module")
 def page(evaluation: Path) -> Page:
     return Page((evaluation / "report.html").read_text(encoding="utf-8"))
 

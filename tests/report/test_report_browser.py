@@ -26,12 +26,6 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def report(evaluation: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((evaluation / "report.json").read_text(encoding="utf-8"))
-    return loaded
-
-
 @pytest.mark.parametrize(
     ("width", "scheme", "media"),
     [(360, "light", ""), (375, "dark", ""), (768, "light", ""), (1280, "light", ""), (1280, "dark", ""), (688, "dark", "print")],

@@ -730,8 +730,8 @@ def shaken(kind: str, base: Any, batch: Batch, folder: Path) -> Any:
     return model
 
 
-def judge(model: Any, batch: Batch) -> None:
-    """Greedy answers, likelihoods and losses of the decoder against plain PEFT on one prompt at a time."""
+def judge(model: Any, batch: Batch) -> int:
+    """How many prompts were asked: greedy answers, likelihoods and losses of the decoder are those of plain PEFT on one prompt at a time."""
     prompts, candidates = asked(batch), [[5, 6, 7], [8, 9], [400]]
     decoder = Decoder(model, 2, frozenset({2}), batch=3)
     answers = decoder.greedy(prompts, 8)
@@ -747,6 +747,7 @@ def judge(model: Any, batch: Batch) -> None:
     with model.disable_adapter():
         bare = decoder.likelihoods(prompts, candidates)
     assert worst(bare, naive_scores(model.get_base_model(), prompts, candidates)) < 2e-3 and worst(bare, expected) > 0.02
+    return len(prompts)
 
 
 def naive_scores(model: Any, prompts: Sequence[list[int]], candidates: Sequence[list[int]]) -> torch.Tensor:
@@ -763,8 +764,8 @@ def naive_scores(model: Any, prompts: Sequence[list[int]], candidates: Sequence[
 def test_answers_after_virtual_tokens_equal_plain_peft_on_one_prompt_at_a_time(kind: str, tiny_base: Path, batch: Batch, tmp_path: Path) -> None:
     model = shaken(kind, base_of(tiny_base), batch, tmp_path).eval()
     assert methods.virtual_tokens(model) == (0 if kind == "prefix" else 5)
-    judge(model, batch)
-    judge(reloaded(tmp_path, base_of(tiny_base)).eval(), batch)
+    assert judge(model, batch) > 2
+    assert judge(reloaded(tmp_path, base_of(tiny_base)).eval(), batch) > 2
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
@@ -775,7 +776,7 @@ def test_virtual_tokens_before_a_sliding_window_leave_answers_right(kind: str, b
     )
     base: Callable[[], Any] = lambda: MistralForCausalLM(small_config).eval()  # noqa: E731 - the same random weights are not needed twice
     model = shaken(kind, base(), batch, tmp_path).eval()
-    judge(model, batch)
+    assert judge(model, batch) > 2
 
 
 # --- the real thing ------------------------------------------------------------------------------------------------

@@ -69,6 +69,11 @@ SERVED = "plain LoRA: kinds lora and rslora"
 
 def refuse_unservable(adapter: Adapter) -> None:
     """Raises Refusal with everything that keeps vLLM from serving this adapter as it was trained. Needs neither vLLM nor a GPU."""
+    unservable(adapter).raise_if_any()
+
+
+def unservable(adapter: Adapter) -> Collector:
+    """Everything that keeps vLLM from serving this adapter as it was trained."""
     collector = Collector()
     where, precision = adapter.version.label, adapter.precision
     if precision.quantised:
@@ -79,7 +84,7 @@ def refuse_unservable(adapter: Adapter) -> None:
         collector.add(where, "template.new_tokens", f"{len(adapter.encoder.new_ids)} trained tokens", "the base's own vocabulary", "answer from transformers")
     _add_settings(collector, where, json.loads((adapter.version.folder / "adapter_config.json").read_text(encoding="utf-8")))
     _add_tensors(collector, where, adapter.version.folder / "adapter_model.safetensors")
-    collector.raise_if_any()
+    return collector
 
 
 def _add_settings(collector: Collector, where: str, config: Mapping[str, Any]) -> None:
