@@ -30,9 +30,9 @@ def examined(folder: Path, records: int, faults: int) -> dict[str, Any]:
 
 
 def test_made_records_without_faults_give_no_finding(tmp_path: Path) -> None:
-    told = examined(tmp_path, 25_000, 0)
+    told = examined(tmp_path, 10_000, 0)
     assert told["found"] == told["expected"] == []
-    assert told["accounts"] == [["train.jsonl", 25_000, 25_000, 0], ["held_out.jsonl", 500, 500, 0]]
+    assert told["accounts"] == [["train.jsonl", 10_000, 10_000, 0], ["held_out.jsonl", 200, 200, 0]]
 
 
 @pytest.mark.slow

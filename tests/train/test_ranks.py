@@ -119,7 +119,7 @@ def first_gradients(bench: Bench, job: sft.Job) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def worlds(request: pytest.FixtureRequest, home: Path, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(results of one rank, results of several)."""
     return alone, results_of(home, request.param, tmp_path_factory)

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -23,7 +23,7 @@ from tuner.template.tokens import Encoder
 
 if TYPE_CHECKING:
     from tuner.artifact.adapter import Adapter
-    from tuner.artifact.engines import Engine
+    from tuner.artifact.engines import Engine, Served
 
 Ids = list[int]
 Conversation = tuple[Message, ...]
@@ -208,13 +208,23 @@ def compare_answers(adapter: Adapter, engine: Engine, prompts: Sequence[Ids], ma
     return Answers(len(prompts), identical, first, round(largest, 6), same_first)
 
 
+def engine_of(engine: str, weights: str) -> Callable[[Served], Engine]:
+    """What starts the engine of this name. Raises Refusal when there is none, or no such precision of its base."""
+    from tuner.artifact.engines import ENGINES
+    from tuner.artifact.gguf import Weights
+
+    choose({name: name for name in get_args(Weights)}, weights, "command line", "--weights")
+    return choose(ENGINES, engine, "command line", "--engine")
+
+
 def check_parity(
     adapter: Adapter, base_folder: Path, conversations: Sequence[Conversation], engine: str | None, weights: str, prompts: int, max_new_tokens: int
 ) -> Parity:
     """Compare every way to a prompt on `conversations`, and with an engine also the answers to the first `prompts` of them. Raises Refusal."""
-    from tuner.artifact.engines import ENGINES, Served
+    from tuner.artifact.engines import Served
     from tuner.artifact.gguf import Weights
 
+    kind = None if engine is None else engine_of(engine, weights)
     encoder = adapter.encoder
     asked = [tuple(encoder.template.with_system(c)) for c in conversations]
     ways = {
@@ -223,9 +233,7 @@ def check_parity(
         "transformers alone": plain_prompts(adapter.version.folder, asked, encoder.template.variables),
     }
     answers = None
-    if engine is not None:
-        kind = choose(ENGINES, engine, "command line", "--engine")
-        choose({name: name for name in get_args(Weights)}, weights, "command line", "--weights")
+    if engine is not None and kind is not None:
         with tempfile.TemporaryDirectory(prefix="tuner-parity-") as aside:
             served = kind(Served(base_folder, adapter.version.folder, Path(aside), weights=cast(Weights, weights)))
             if any(_tools(c) for c in asked):
