@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -25,15 +27,19 @@ from tuner.durable import (
     boot_id,
     claim,
     ensure_folder,
+    ensure_own_folder,
+    ensure_shared_folder,
     is_alive,
     json_text,
     locked,
+    move_away,
     require_space,
     seal,
     staging,
     try_claim,
     write_bytes,
     write_json,
+    write_new,
     write_text,
 )
 from tuner.errors import Refusal
@@ -126,6 +132,28 @@ def test_json_is_sorted_utf_8_and_holds_no_nan(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_new_file_is_written_once_read_only_and_never_over_another(tmp_path: Path) -> None:
+    for mask in (0o022, 0o077, 0o002):
+        with umask(mask):
+            assert write_new(tmp_path / "log" / f"{mask:o}", b"first") and not write_new(tmp_path / "log" / f"{mask:o}", b"second")
+        assert (tmp_path / "log" / f"{mask:o}").read_bytes() == b"first"
+        assert stat.S_IMODE((tmp_path / "log" / f"{mask:o}").stat().st_mode) == 0o444 & ~mask
+    assert sorted(p.name for p in (tmp_path / "log").iterdir()) == ["2", "22", "77"]
+
+
+@pytest.mark.parametrize(("number", "error"), [(errno.EPERM, Refusal), (errno.ENOTSUP, Refusal), (errno.EIO, OSError), (errno.ENOSPC, OSError)])
+def test_a_file_system_without_hard_links_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(error) as caught:
+        write_new(tmp_path / "a", b"x")
+    assert list(tmp_path.iterdir()) == [] and ("file system with hard links" in str(caught.value)) == (error is Refusal)
+
+
 # --- staging -------------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +205,18 @@ def test_what_a_killed_process_left_is_removed_by_the_next_staging(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_moved_away_leaves_its_place_at_once_and_its_files_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "1" / "sub").mkdir(parents=True)
+    (tmp_path / "1" / "sub" / "a").write_bytes(b"x")
+    seen: list[tuple[bool, int]] = []
+    real = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **words: (seen.append(((tmp_path / "1").exists(), len(list(path.rglob("a"))))), real(path, **words)))
+    move_away(tmp_path / "1")
+    assert seen == [(False, 1)] and list(tmp_path.iterdir()) == []
+    move_away(tmp_path / "1")  # gone already
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- sealing -------------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +231,18 @@ def test_sealed_files_are_readable_by_another_user_as_the_umask_allows(tmp_path:
             seal(stage, tmp_path / "1")
     found = {p.relative_to(tmp_path).as_posix(): stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*")}
     assert found == {"1": 0o777 & ~mask, "1/sub": 0o777 & ~mask, "1/a": 0o666 & ~mask, "1/sub/b": 0o666 & ~mask}
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002, 0o077, 0o000])
+def test_frozen_files_are_written_by_nobody_and_frozen_folders_by_their_owner_alone(tmp_path: Path, mask: int) -> None:
+    with umask(0o077), staging(tmp_path) as stage:
+        (stage / "sub").mkdir()
+        for name in ("a", "sub/b"):
+            (stage / name).write_bytes(b"x")
+        with umask(mask):
+            seal(stage, tmp_path / "1", frozen=True)
+    found = {p.relative_to(tmp_path).as_posix(): stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*")}
+    assert found == {"1": 0o755 & ~mask, "1/sub": 0o755 & ~mask, "1/a": 0o444 & ~mask, "1/sub/b": 0o444 & ~mask}
 
 
 @pytest.mark.parametrize("filled", [True, False])
@@ -267,6 +319,24 @@ def test_a_place_that_cannot_be_written_is_refused_and_not_a_traceback(tmp_path:
     (tmp_path / "home" / ".lock").mkdir(parents=True)
     with pytest.raises(Refusal, match="cannot be opened"), locked(tmp_path / "home", "x"):
         pass
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o000, 0o077])
+def test_folders_for_several_writers_are_sticky_and_folders_of_one_are_written_by_it_alone(tmp_path: Path, mask: int) -> None:
+    with umask(mask):
+        for _ in range(2):
+            ensure_shared_folder(tmp_path / "store" / "a")
+            ensure_own_folder(tmp_path / "own")
+    found = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("store/a", "own")]
+    assert found == [0o777 & ~mask | (0o1000 if mask & 0o022 != 0o022 else 0), 0o755 & ~mask]
+    (tmp_path / "own").chmod(0o777)
+    ensure_own_folder(tmp_path / "own")
+    ensure_shared_folder(tmp_path / "own")
+    assert stat.S_IMODE((tmp_path / "own").stat().st_mode) == 0o777  # what its owner chose stays
+    (tmp_path / "file").write_bytes(b"")
+    for ensure in (ensure_shared_folder, ensure_own_folder):
+        with pytest.raises(Refusal, match="cannot be made"):
+            ensure(tmp_path / "file" / "below")
 
 
 def test_a_claim_is_had_at_once_or_refused_at_once(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tuner import pipeline
+from tuner.artifact.remote import store_folder
 from tuner.evaluate.spec import Kind
 from tuner.recipe import Recipe, load_recipe
 
@@ -16,7 +17,7 @@ def _as_recipe(recipe: str | Path | Recipe, overrides: Sequence[str], profile: s
 
 def run(recipe: str | Path | Recipe, *, overrides: Sequence[str] = (), profile: str | None = None, store: str | Path | None = None) -> pipeline.Run:
     """Check, train, publish, grade and report. Returns the version, its evaluation folder and scores. Raises Refusal."""
-    return pipeline.run(_as_recipe(recipe, overrides, profile), Path(store) if store is not None else None)
+    return pipeline.run(_as_recipe(recipe, overrides, profile), store_folder(store) if store is not None else None)
 
 
 def check(recipe: str | Path | Recipe, *, overrides: Sequence[str] = (), profile: str | None = None) -> pipeline.Prepared:
@@ -42,9 +43,9 @@ def evaluate(
     from tuner.judging import recipe_of
 
     if recipe is None:
-        version = find(Path(store or "adapters"), name)
+        version = find(store_folder(store or "adapters"), name)
         recipe = recipe_of(version, read_manifest(version.folder))
     loaded = _as_recipe(recipe, overrides, profile)
     prepared = pipeline.prepare(loaded if suites is None else loaded.with_evaluate(suites=list(suites)))
     prepared.checked.raise_if_refused()
-    return pipeline.evaluate(prepared, find(Path(store or loaded.artifact.store), name))
+    return pipeline.evaluate(prepared, find(store_folder(store or loaded.artifact.store), name))

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 import typer
 from rich.markup import escape
 
-from tuner import cli_evidence
-from tuner.cli_words import AllowChanged, AsJson, BaseFolder, Fresh, Name, Overrides, Profile, RecipeFile, Store, exit_by_verdict, load
+from tuner import cli_chat, cli_evidence, cli_export, cli_lineage, cli_serving, cli_share, cli_store, cli_trust
+from tuner.cli_words import AllowChanged, AsJson, BaseFolder, Fresh, Name, Overrides, Profile, RecipeFile, Store, exit_by_verdict, load, store_folder
 from tuner.errors import Exit, Refusal, Terminated, refuse
 from tuner.safe_text import visible
 from tuner.telling import Teller, err, for_terminal, interval_words, minutes, out, say_checked, say_parity, say_plan, say_run, shown_path
@@ -237,7 +237,7 @@ def plan(
     loaded = load(recipe, overrides, profile)
     prepared = pipeline.prepare(loaded)
     prepared.checked.raise_if_refused()
-    made = pipeline.plan(prepared, Path(store or loaded.artifact.store), devices)
+    made = pipeline.plan(prepared, store_folder(store or loaded.artifact.store), devices)
     if as_json:
         sys.stdout.write(json_text({**made.plan.as_dict(), "path": made.way.as_dict()}))
         return
@@ -260,7 +260,7 @@ def curve(
     choose({"epochs": None, "steps": None}, same, "command line", "--same")
     loaded = load(recipe, overrides, profile)
     with Teller() as teller:
-        study = room.Study(loaded, overrides or [], profile, shares, Path(store or loaded.artifact.store), teller, cast("room.Same", same))
+        study = room.Study(loaded, overrides or [], profile, shares, store_folder(store or loaded.artifact.store), teller, cast("room.Same", same))
         left = sum(part.done is None for part in study.parts)
         out.print(f"curve: {len(study.parts)} runs, {left} of them to be trained: about {minutes(study.seconds)} of training by the plan, then grading on "
                   f"{len(study.judge.suite.items)} validation items", soft_wrap=True)  # fmt: skip
@@ -293,7 +293,7 @@ def sweep(
     plain, lists = plain_and_varied(varied)
     loaded = load(recipe, plain, profile)
     with Teller() as teller:
-        study = Sweep(loaded, lists, plain, profile, Path(store or loaded.artifact.store), teller, trials=trials, objective=objective, storage=storage)
+        study = Sweep(loaded, lists, plain, profile, store_folder(store or loaded.artifact.store), teller, trials=trials, objective=objective, storage=storage)
         done = len(study.done())
         out.print(f"sweep: {study.count} runs, {done} of them done: about {minutes(study.seconds * max(study.count - done, 0) / study.count)} of training "
                   f"by the plan; judged by {objective} on {len(study.judge.suite.items)} validation items", markup=False, soft_wrap=True)  # fmt: skip
@@ -346,7 +346,7 @@ def answer(
 @app.command()
 def parity(
     name: Name,
-    engine: Annotated[str | None, typer.Option(help="also ask a serving engine: llama_cpp, or vllm (extras serve, vllm)")] = None,
+    engine: Annotated[str | None, typer.Option(help="also ask a serving engine: llama_cpp, or vllm (extras llama-cpp, vllm)")] = None,
     weights: Annotated[str, typer.Option(help="precision of the base in the engine: f32, f16, q8_0")] = "f32",
     input_: Annotated[Path | None, typer.Option("--input", help='more conversations, as JSON lines: {"prompt": …} or {"messages": […]}')] = None,
     answers: Annotated[int, typer.Option(min=0, help="with an engine: greedy answers to compare")] = 50,
@@ -357,11 +357,13 @@ def parity(
     from datetime import UTC, datetime
 
     from tuner.artifact.adapter import as_messages, load_adapter
-    from tuner.artifact.parity import check_parity, probes
+    from tuner.artifact.parity import check_parity, engine_of, probes
     from tuner.artifact.store import add_evaluation
     from tuner.durable import json_text
     from tuner.fingerprint import digest_json
 
+    if engine is not None:
+        engine_of(engine, weights)  # a misspelt one is refused before anything is loaded
     given = [tuple(as_messages(_question_of(row, i))) for i, row in enumerate(_input_rows(input_), start=1)] if input_ is not None else []
     adapter = load_adapter(name, store or "adapters", base=base, load="fp32" if engine else None)
     found = check_parity(adapter, adapter.base_folder, [*given, *probes(adapter.encoder)], engine, weights, answers, max_new_tokens)
@@ -381,27 +383,10 @@ def parity(
         raise typer.Exit(Exit.NOT_BETTER)
 
 
-@app.command("list")
-def list_versions(store: Store = None, as_json: AsJson = False) -> None:
-    """List every version in the store."""
-    from tuner.artifact.store import latest_evaluation, versions
-
-    rows: list[dict[str, Any]] = []
-    for version, manifest in versions(Path(store or "adapters")):
-        if manifest is None or "created" not in manifest:
-            rows.append({"version": version.label, "created": "", "base": "", "verdict": {"word": "broken: `tuner show` says why", "metric": "", "value": 0.0}})
-            continue
-        evaluation = latest_evaluation(version)
-        verdict = json.loads((evaluation / "scores.json").read_text(encoding="utf-8"))["verdict"] if evaluation else None
-        rows.append({"version": version.label, "created": manifest["created"], "base": manifest["base"]["name"], "verdict": verdict})
-    if as_json:
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
-        return
-    if not rows:
-        out.print("no versions yet; `tuner run RECIPE` makes the first")
-    for row in rows:
-        said = "not evaluated" if row["verdict"] is None else f"{row['verdict']['word']} ({row['verdict']['metric']} {row['verdict']['value']:+.3f})"
-        out.print(f"{row['version']:32} {row['created'][:16]}  {visible(row['base']):28} {said}", markup=False, soft_wrap=True)
+app.command("list")(cli_store.list_versions)
+for later in (cli_store, cli_trust, cli_lineage, cli_share, cli_export, cli_serving, cli_chat):
+    for command in later.COMMANDS:
+        app.command()(command)
 
 
 @app.command()
@@ -437,7 +422,7 @@ def show(
         for name, line in TABLES[what]():
             out.print(f"{name:20} {line}", markup=False, soft_wrap=True)
     else:
-        _show_version(what, store, as_json)
+        cli_store.show_version(what, store, as_json)
 
 
 def _showload(recipe: Path | None, overrides: list[str] | None, profile: str | None) -> None:
@@ -446,21 +431,6 @@ def _showload(recipe: Path | None, overrides: list[str] | None, profile: str | N
     if recipe is None:
         refuse("command line", "show recipe", "no file", "a recipe file", "tuner show recipe recipes/quickstart.yaml")
     sys.stdout.write(recipe_text(load(recipe, overrides, profile)))
-
-
-def _show_version(name: str, store: str | None, as_json: bool) -> None:
-    from tuner.artifact.manifest import verify
-    from tuner.artifact.store import find, latest_evaluation
-
-    found = find(Path(store or "adapters"), name)
-    manifest = verify(found.folder)
-    if as_json:
-        sys.stdout.write(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-        return
-    sys.stdout.write(for_terminal((found.folder / "README.md").read_text(encoding="utf-8")))
-    evaluation = latest_evaluation(found)
-    if evaluation is not None:
-        sys.stdout.write("\n" + for_terminal((evaluation / "report.md").read_text(encoding="utf-8")))
 
 
 def _checks() -> Iterator[tuple[str, str]]:
@@ -593,9 +563,9 @@ def _pipeline(
     _note_single_process()
     how: dict[str, Any] = {"grade_after": grade_after, "reuse": reuse, "restart": pipeline.Restart(fresh, tuple(allow_changed or ()))}
     if not is_main():
-        return pipeline.run(recipe, Path(store) if store else None, **how)
+        return pipeline.run(recipe, store_folder(store) if store else None, **how)
     with Teller() as teller:
-        return pipeline.run(recipe, Path(store) if store else None, teller, **how)
+        return pipeline.run(recipe, store_folder(store) if store else None, teller, **how)
 
 
 def _note_single_process() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.cli_words import AsJson, Name, Profile, Store, exit_by_verdict, load
+from tuner.cli_words import AsJson, Name, Profile, Store, exit_by_verdict, load, store_folder
 from tuner.errors import Exit, refuse
 from tuner.telling import Teller, err, out, say_run, shown_path
 
@@ -50,8 +50,8 @@ def _version_and_recipe(name: str, words: list[str], profile: str | None, store:
 
     if words and not _is_override(words[0]):
         loaded = load(Path(words[0]), words[1:], profile)
-        return find(Path(store or loaded.artifact.store), name), loaded
-    version = find(Path(store or "adapters"), name)
+        return find(store_folder(store or loaded.artifact.store), name), loaded
+    version = find(store_folder(store or "adapters"), name)
     manifest = read_manifest(version.folder)
     loaded = load(recipe_of(version, manifest), words, profile)
     if not words and profile is None and loaded.digest != manifest["recipe_digest"]:
@@ -78,19 +78,17 @@ def gate(
     store: Store = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """May it ship? Each rule, what was found, what was needed. Exit 0 when all hold, 3 when one fails, 4 when too few items decide."""
+    from tuner.artifact.store import find
     from tuner.durable import json_text
-    from tuner.evaluate.gate import judge
+    from tuner.promotion import ruling
     from tuner.report.gate_text import gate_text
 
-    version, folder = _evaluated(name, store)
-    own = recipe if recipe is not None else version.folder / "resolved.yaml"
-    rules = load(own, [], None).gate.rules
-    ruled = judge(_json(folder / "scores.json"), rules, str(own)).as_dict()
+    ruled = ruling(find(store_folder(store or "adapters"), name), recipe)
     if as_json:
-        sys.stdout.write(json_text({"version": version.label, "evaluation": folder.name, **ruled}))
+        sys.stdout.write(json_text({"version": ruled.version.label, "evaluation": ruled.evaluation.name, **ruled.gate}))
     else:
-        out.print(f"{version.label}, evaluation {folder.name}\n{gate_text(ruled)}", markup=False, soft_wrap=True)
-    code = {"pass": Exit.GOOD, "fail": Exit.NOT_BETTER, "undecided": Exit.UNDECIDED}[ruled["outcome"]]
+        out.print(f"{ruled.version.label}, evaluation {ruled.evaluation.name}\n{gate_text(ruled.gate)}", markup=False, soft_wrap=True)
+    code = {"pass": Exit.GOOD, "fail": Exit.NOT_BETTER, "undecided": Exit.UNDECIDED}[ruled.outcome]
     if code:
         raise typer.Exit(code)
 
@@ -128,7 +126,7 @@ def _evaluated(name: str, store: str | None) -> tuple[Version, Path]:
     """A version and its latest evaluation. Raises Refusal where it has none."""
     from tuner.artifact.store import find, latest_evaluation
 
-    version = find(Path(store or "adapters"), name)
+    version = find(store_folder(store or "adapters"), name)
     folder = latest_evaluation(version)
     if folder is None:
         refuse(version.label, "evaluations", "none yet", "a version that was evaluated", f"tuner evaluate {version.label}")
@@ -142,6 +140,8 @@ def metric_facts(scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+    if not (folder / "answers.jsonl").is_file():
+        refuse(folder, "answers.jsonl", "no such file: it was pushed without", "an evaluation with its answers", "tuner evaluate; or push it with --answers")
     with (folder / "answers.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)

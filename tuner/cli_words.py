@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 RecipeFile = Annotated[Path, typer.Argument(help="recipe file (YAML)", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="overrides, as key.path=value", show_default=False)]
 Profile = Annotated[str | None, typer.Option(help="a set of overrides the recipe defines under `profiles:`")]
-Store = Annotated[str | None, typer.Option(help="folder of versions; default: the recipe's artifact.store, or ./adapters")]
+Store = Annotated[str | None, typer.Option(help="folder of versions, or a URL (s3, gs, hf, file); default: the recipe's artifact.store, or ./adapters")]
 BaseFolder = Annotated[str | None, typer.Option("--base", help="folder of the base model, when it was a local one")]
 Name = Annotated[str, typer.Argument(help="NAME@VERSION, or NAME for the latest", show_default=False)]
 Fresh = Annotated[bool, typer.Option("--fresh", help="remove an interrupted run of this name and start over")]
@@ -31,6 +31,13 @@ def load(path: Path, overrides: list[str] | None, profile: str | None) -> Recipe
     from tuner.recipe import load_recipe
 
     return load_recipe(path, overrides or [], profile)
+
+
+def store_folder(place: str) -> Path:
+    """The folder to work in for a store: itself, or for a URL its mirror. Raises Refusal for a URL that no store can lie at."""
+    from tuner.artifact.remote import store_folder
+
+    return store_folder(place)
 
 
 def exit_by_verdict(done: Run) -> None:

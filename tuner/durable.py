@@ -24,6 +24,7 @@ from typing import NoReturn
 from tuner.errors import refuse
 
 STAGE_PREFIX = ".stage-"
+FROZEN_FILE, FROZEN_FOLDER = 0o444, 0o755  # before the umask: nobody writes the one, and only its owner adds to the other
 NAMED_WITHIN_SECONDS = 0.5  # a holder writes its name right after it got the lock
 
 
@@ -55,6 +56,30 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def write_new(path: Path, data: bytes) -> bool:
+    """Write `data` to `path`, read-only, where nothing is there yet: whole or not at all. False where somebody was first.
+
+    Of several processes exactly one gets True. Raises Refusal on a file system without hard links, which cannot promise that.
+    """
+    with staging(path.parent) as stage:
+        aside = stage / path.name
+        with open(aside, "xb") as out:
+            out.write(data)
+            out.flush()
+            os.chmod(out.fileno(), FROZEN_FILE & ~umask())
+            os.fsync(out.fileno())
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
+                raise
+            refuse(path, "", f"cannot be linked: {error.strerror}", "a file system with hard links", "choose a folder on another file system")
+    _sync(path.parent)
+    return True
+
+
 def json_text(value: object) -> str:
     """The JSON every file of ours is written in: sorted keys, two spaces, UTF-8, no NaN."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
@@ -81,12 +106,26 @@ def staging(parent: Path) -> Iterator[Path]:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove staging folders of this host whose process no longer runs."""
+    for left in left_behind(parent):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def left_behind(parent: Path) -> list[Path]:
+    """Staging folders in `parent` of this host whose process no longer runs, by name. `staging` removes them."""
     mine = f"{STAGE_PREFIX}{socket.gethostname()}-"
-    for left in parent.glob(f"{mine}*"):
-        owner = re.fullmatch(r"([0-9]{1,9})-[0-9a-f]{8}", left.name.removeprefix(mine))
-        if owner and not is_alive(int(owner[1])) and left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
+    found = []
+    for name in sorted(name for name in os.listdir(parent) if name.startswith(mine)):
+        owner = re.fullmatch(r"([0-9]{1,9})-[0-9a-f]{8}", name.removeprefix(mine))
+        if owner and not is_alive(int(owner[1])) and (left := parent / name).is_dir() and not left.is_symlink():
+            found.append(left)
+    return found
+
+
+def umask() -> int:
+    """The bits that new files of this process go without."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def is_alive(pid: int) -> bool:
@@ -103,22 +142,31 @@ def is_alive(pid: int) -> bool:
         return True
 
 
-def seal(stage: Path, folder: Path) -> None:
+def seal(stage: Path, folder: Path, frozen: bool = False) -> None:
     """Flush every file of `stage` to disk, make it readable as the umask allows, and rename it to `folder`.
 
+    `frozen` files can be written by nobody, and frozen folders by their owner alone, whatever the umask allows.
     Raises FileExistsError when `folder` is taken: what was published is never overwritten.
     """
-    mask = os.umask(0)
-    os.umask(mask)
+    mask = umask()
+    file_mode, folder_mode = (FROZEN_FILE & ~mask, FROZEN_FOLDER & ~mask) if frozen else (0o666 & ~mask, 0o777 & ~mask)
     for path in sorted(stage.rglob("*")):
-        os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~mask)
+        os.chmod(path, folder_mode if path.is_dir() else file_mode)
         _sync(path)
-    os.chmod(stage, 0o777 & ~mask)
+    os.chmod(stage, folder_mode)
     _sync(stage)
     if folder.exists():
         raise FileExistsError(errno.EEXIST, "already published", str(folder))
     os.rename(stage, folder)
     _sync(folder.parent)
+
+
+def move_away(folder: Path) -> None:
+    """Delete a folder: it leaves its place in one step, then its files go. A crash leaves a staging folder that the next `staging` there removes."""
+    with staging(folder.parent) as stage:
+        if folder.exists():  # a staging folder may just have been swept
+            os.rename(folder, stage / folder.name)
+            _sync(folder.parent)
 
 
 # --- locks ---------------------------------------------------------------------------------------------------------
@@ -274,3 +322,19 @@ def ensure_folder(folder: Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         refuse(folder, "", "not writable by this user", "a folder this user may write",
                "choose another place, or mend its permissions")  # fmt: skip
+
+
+def ensure_shared_folder(folder: Path) -> None:
+    """Make `folder` for several writers: where the umask lets a group write into it, nobody renames or removes there what another user put there."""
+    if not folder.is_dir():
+        ensure_folder(folder.parent)
+        with contextlib.suppress(OSError):  # made meanwhile, or not to be made: the next line says which
+            folder.mkdir(mode=0o777 if umask() & 0o022 == 0o022 else 0o1777)
+    ensure_folder(folder)
+
+
+def ensure_own_folder(folder: Path) -> None:
+    """Make `folder` so that its owner alone adds to it, whatever the umask allows."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=FROZEN_FOLDER)
+    ensure_folder(folder)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tuner.artifact.looks import look
 from tuner.artifact.records import records_hashes
+from tuner.artifact.remote import beside
 from tuner.artifact.store import Version, add_evaluation, evaluations, versions
 from tuner.artifact.vllm_adapter import fastest
 from tuner.data.canaries import Canary, canaries
@@ -262,14 +263,14 @@ def _wrong_rules(recipe: Recipe, names: Sequence[str]) -> Iterator[Problem]:
 
 def recipe_place(recipe: Recipe, store: Path) -> str | None:
     """Where the recipe lies as seen from the store's parent; None where it lies outside: no path of a machine goes into an artifact."""
-    home = store.resolve().parent
+    home = beside(store).resolve().parent
     return recipe.path.relative_to(home).as_posix() if recipe.path.is_relative_to(home) else None
 
 
 def recipe_of(version: Version, manifest: Mapping[str, Any]) -> Path:
     """The recipe file that a version was trained by, where it still lies. Raises Refusal where its place is not known or empty."""
     place: str | None = manifest.get("recipe_file")
-    path = None if place is None else version.folder.parent.parent.resolve().parent / place
+    path = None if place is None else beside(version.folder.parent.parent).resolve().parent / place
     if path is None or not path.is_file():
         refuse(version.label, "RECIPE", "no recipe file where it was at training" if place else "a recipe whose place was not kept", "the recipe to grade by",
                f"tuner evaluate {version.label} RECIPE.yaml")  # fmt: skip

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tuner.artifact.remote import beside, remote_of, store_folder
 from tuner.artifact.store import Version
 from tuner.base import Base, guard_tokenizer, resolve_base
 from tuner.data.canaries import CANARIES, planted
@@ -386,7 +387,7 @@ def plan(prepared: Prepared, store: Path | None = None, devices: Sequence[str] =
     from tuner.planning import Planner
 
     rows, encoder = prepared.rows, prepared.encoder
-    parent = _parent(prepared, store or Path(prepared.recipe.artifact.store))
+    parent = _parent(prepared, store or store_folder(prepared.recipe.artifact.store))
     planner = Planner(prepared.recipe, prepared.base, trained_rows(rows), rows.get("validation", []), encoder.pad_id, encoder.new_ids, parent)
     return planner.plan(store, devices)
 
@@ -403,7 +404,7 @@ def run(
     """
     restart = restart or GO_ON
     trackers.refuse_missing(recipe.train.trackers, recipe.at("train", "trackers"))
-    store = store or Path(recipe.artifact.store)
+    store = store or store_folder(recipe.artifact.store)
     ready = _ready(recipe, store, listener, reuse, grade_after and not restart.fresh)
     if isinstance(ready, Run):
         return ready
@@ -432,6 +433,7 @@ def _ready(recipe: Recipe, store: Path, listener: Listener, reuse: bool, grade_l
 
 def _prepared_or_finished(recipe: Recipe, store: Path, listener: Listener, reuse: bool, grade_left: bool) -> Prepared | Run:
     ensure_folder(store / recipe.name)
+    _refuse_unpublishable(recipe, store)
     listener.stage("data", "reading and checking records")
     prepared = prepare(recipe, listener)
     listener.checked(prepared)
@@ -445,6 +447,16 @@ def _prepared_or_finished(recipe: Recipe, store: Path, listener: Listener, reuse
         listener.stage("run", f"{left.label} was trained by this recipe and not graded yet: grading it (--fresh trains anew)")
         return evaluate(prepared, left, listener)
     return prepared
+
+
+def _refuse_unpublishable(recipe: Recipe, store: Path) -> None:
+    """Before hours of training: can a remote store be written, and may the recipe leave this machine?"""
+    from tuner.artifact.leaks import refuse_leaking_texts
+
+    remote = remote_of(store)
+    if remote is not None:
+        remote.ready()
+        refuse_leaking_texts({"recipe.yaml": recipe.text, "resolved.yaml": recipe_text(recipe, comments=False)}, recipe.path)
 
 
 def _handed(recipe: Recipe, rows: Path) -> Handed:
@@ -496,12 +508,12 @@ def find_finished(prepared: Prepared, store: Path) -> Run | None:
 
 def find_ungraded(prepared: Prepared, store: Path) -> Version | None:
     """The latest version of this name, where this recipe trained it and nothing has graded it: a run that ended between the two."""
-    from tuner.artifact.store import evaluations, versions
+    from tuner.artifact.store import evaluations, find, versions
 
     own = [(version, manifest) for version, manifest in versions(store) if version.name == prepared.recipe.name]
     if not own or evaluations(own[-1][0]) or _identity_said(own[-1][1]) != _identity(prepared, store):
         return None
-    return own[-1][0]
+    return find(store, own[-1][0].label)  # whole, where the store is a remote one
 
 
 def _identity(prepared: Prepared, store: Path) -> dict[str, Any]:
@@ -585,7 +597,7 @@ def _open_run(prepared: Prepared | Handed, planned: Planned, store: Path, restar
 
 def runs_of(store: Path) -> Path:
     """Where interrupted runs are kept: beside the store, apart from those of other stores there."""
-    whole = store.resolve()
+    whole = beside(store).resolve()
     return whole.parent / "runs" if whole.name == "adapters" else whole.parent / "runs" / whole.name
 
 
@@ -642,13 +654,14 @@ def _trackers(prepared: Prepared | Handed, store: Path, run: RunFolder, resume: 
         **trackers.choices(recipe.template, "template."), **trackers.choices(recipe.method, "method."), **trackers.choices(recipe.train, "train."),
         **{f"versions.{name}": number for name, number in library_versions().items()},
     }  # fmt: skip
-    folder = trackers.folder_of(store)
+    folder = trackers.folder_of(beside(store))
     tracked = trackers.Tracked(trackers.label_of(folder, recipe.name, run.path.name, step), folder, config, step)
     return trackers.Trackers(recipe.train.trackers, tracked, lambda words: listener.stage("trackers", words))
 
 
 def _parent(prepared: Prepared | Handed, store: Path) -> Version | None:
-    """The version that `method.continue_from` names, verified. Raises Refusal when it was trained on another base."""
+    """The version that `method.continue_from` names, verified. Raises Refusal when it was trained on another base, or on records to be forgotten."""
+    from tuner.artifact.history import state
     from tuner.artifact.manifest import verify
     from tuner.artifact.store import find, version_at
 
@@ -656,6 +669,10 @@ def _parent(prepared: Prepared | Handed, store: Path) -> Version | None:
     if named is None:
         return None
     version = version_at(prepared.recipe.path.parent / named) or find(store, named)
+    marked = state(version.folder.parent).marked.get(version.number)
+    if marked:
+        refuse(prepared.recipe.at("method", "continue_from"), "method.continue_from", f"{version.label}, trained on records that are to be forgotten",
+               "a version trained without them", f"train {version.name} without them first: `tuner forget` writes the recipe")  # fmt: skip
     if verify(version.folder)["base"]["weight_digest"] != prepared.base.weight_digest:
         refuse(prepared.recipe.at("method", "continue_from"), "method.continue_from", f"{version.label}, trained on another base",
                f"an adapter of {prepared.base.name}", "name the base that it was trained on in base.model")  # fmt: skip
@@ -734,7 +751,7 @@ def _fill(stage: Path, number: int, prepared: Prepared, trained: Trained, facts:
     (stage / "resolved.yaml").write_text(recipe_text(recipe, comments=False), encoding="utf-8")
     (stage / "findings.json").write_text(json_text([f.as_dict() for f in prepared.checked.findings]), encoding="utf-8")
     (stage / "train_log.jsonl").write_text(as_log_lines(trained.log), encoding="utf-8")
-    write_records(stage / "records.parquet", prepared.rows)
+    write_records(stage / "records.parquet", prepared.rows, recipe.artifact.keep_text)
     whole = {**facts, "version": number, "created": datetime.now(UTC).isoformat(timespec="seconds")}
     whole["template"]["files"] = tokenizer_files(stage)
     (stage / "README.md").write_text(card(whole), encoding="utf-8")
@@ -773,6 +790,7 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
             "redacted": dict(prepared.checked.redacted),
             "findings": {severity: counts[severity] for severity in ("error", "warning", "note")},
             "trained": len(trained_rows(prepared.rows)),
+            "keep_text": recipe.artifact.keep_text,
             "canaries": None if recipe.data.canaries is None else {**recipe.data.canaries.model_dump(mode="json"), "seed": recipe.seed},
         },
         "template": {

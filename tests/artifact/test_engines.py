@@ -22,7 +22,7 @@ from tuner.template.spec import TemplateSpec
 from tuner.template.tokens import Encoder, open_encoder
 
 HAS_LLAMA_CPP = importlib.util.find_spec("llama_cpp") is not None
-needs_llama_cpp = pytest.mark.skipif(not HAS_LLAMA_CPP, reason="llama-cpp-python is not installed: pip install 'tuner-lora[serve]'")
+needs_llama_cpp = pytest.mark.skipif(not HAS_LLAMA_CPP, reason="llama-cpp-python is not installed: pip install 'tuner-lora[llama-cpp]'")
 
 F32_RELATIVE = 1e-4  # |difference| over |logits| of a row; measured 7e-7 on SmolLM2 with keys and values in f32
 NEAR = {"f16": 3e-3, "q8_0": 3e-2}  # keys and values in f16; measured 6e-4 and 1e-2 on the tiny base, 1.4e-3 and 2.9e-2 on SmolLM2
@@ -280,7 +280,7 @@ def test_the_original_file_cuts_text_as_the_tokenizer_that_was_trained_with(smol
 def test_an_engine_that_is_not_installed_is_refused_with_the_extra_to_install(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    for name, extra in (("llama_cpp", "serve"), ("vllm", "vllm")):
+    for name, extra in (("llama_cpp", "llama-cpp"), ("vllm", "vllm")):
         monkeypatch.setitem(sys.modules, name, None)  # what Python itself does for a module known to be absent
         with pytest.raises(Refusal, match=rf"tuner-lora\[{extra}\]"):
             ENGINES[name](Served(tiny_base, None, tmp_path))

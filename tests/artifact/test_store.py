@@ -9,16 +9,20 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tuner.artifact.manifest import MANIFEST, SCHEMA, read_manifest, verify, write_manifest
-from tuner.artifact.store import Version, add_evaluation, find, latest_evaluation, publish, versions
+from tests.faults import scratch
+from tuner.artifact.history import append, state
+from tuner.artifact.manifest import LATER, MANIFEST, SCHEMA, read_manifest, verify, write_manifest
+from tuner.artifact.store import Version, add_evaluation, add_later, find, latest_evaluation, publish, versions
+from tuner.durable import json_text
 from tuner.errors import Refusal
-from tuner.fingerprint import digest_file
+from tuner.fingerprint import digest_file, digest_text
 from tuner.recipe import NAME
 
 
@@ -30,6 +34,13 @@ def small(stage: Path, number: int) -> None:
     write_manifest(stage, {"version": number, "loss": 0.1, "tags": (1, 2), "by_line": {10: "a", 9: "b"}})
 
 
+def thawed(version: Version) -> Path:
+    """The folder of a version, made writable again: what an owner can do, and what a bad disk does without asking."""
+    for path in [version.folder, *version.folder.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return version.folder
+
+
 def refusal(call: Callable[[], Any]) -> str:
     with pytest.raises(Refusal) as caught:
         call()
@@ -39,40 +50,38 @@ def refusal(call: Callable[[], Any]) -> str:
 # --- publishing ----------------------------------------------------------------------------------------------------
 
 WRITER = """
-import os, sys
+import sys
 from pathlib import Path
 from tuner.artifact.manifest import write_manifest
 from tuner.artifact.store import publish
 
 def fill(stage, number):
-    (stage / "a.txt").write_text(f"{sys.argv[2]} wrote {number}\\n" * 50)
+    (stage / "a.txt").write_text(f"{sys.argv[2]} wrote {number}\\n")
     write_manifest(stage, {"version": number, "writer": sys.argv[2]})
 
 sys.stdin.readline()
-for _ in range(10):
-    print(publish(Path(sys.argv[1]), "busy", fill).number, flush=True)
+print(*(publish(Path(sys.argv[1]), "busy", fill).number for _ in range(200)))
 """
 
 
-def test_eight_processes_of_ten_publishes_give_versions_1_to_80_each_intact(tmp_path: Path) -> None:
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for i in range(8)
-    ]
-    for writer in writers:  # all start together
-        assert writer.stdin is not None
-        writer.stdin.write("\n")
-        writer.stdin.flush()
-    said = {i: [int(n) for n in writer.communicate(timeout=120)[0].split()] for i, writer in enumerate(writers)}
-    assert [w.returncode for w in writers] == [0] * 8
-    assert sorted(n for numbers in said.values() for n in numbers) == list(range(1, 81))
-    assert {p.name for p in (tmp_path / "busy").iterdir()} == {".lock", *map(str, range(1, 81))}
-    for i, numbers in said.items():
-        assert numbers == sorted(numbers) and len(numbers) == 10
-        for number in numbers:
-            version = find(tmp_path, f"busy@{number}")
-            assert verify(version.folder)["writer"] == str(i)
-            assert (version.folder / "a.txt").read_text(encoding="utf-8") == f"{i} wrote {number}\n" * 50
-    assert [v.number for v, _ in versions(tmp_path)] == list(range(1, 81))
+def test_sixteen_processes_of_200_publishes_give_versions_1_to_3200_each_intact() -> None:
+    with scratch() as store:
+        command = [sys.executable, "-c", WRITER, str(store)]
+        writers = [subprocess.Popen([*command, str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for i in range(16)]
+        for writer in writers:  # all start together
+            assert writer.stdin is not None
+            writer.stdin.write("\n")
+            writer.stdin.flush()
+        said = {i: [int(n) for n in writer.communicate(timeout=240)[0].split()] for i, writer in enumerate(writers)}
+        assert [w.returncode for w in writers] == [0] * 16
+        assert sorted(n for numbers in said.values() for n in numbers) == list(range(1, 3201))
+        assert set(os.listdir(store / "busy")) == {".lock", *map(str, range(1, 3201))}
+        for i, numbers in said.items():
+            assert numbers == sorted(numbers) and len(numbers) == 200
+            for number in numbers:
+                folder = store / "busy" / str(number)
+                assert verify(folder)["writer"] == str(i) and (folder / "a.txt").read_text(encoding="utf-8") == f"{i} wrote {number}\n"
+        assert find(store, "busy").number == 3200
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, MemoryError])
@@ -107,15 +116,106 @@ def test_nothing_published_is_ever_overwritten_nor_its_number_given_again(tmp_pa
     assert [v.number for v, _ in versions(tmp_path)] == [1, 8]
 
 
-@pytest.mark.parametrize("mask", [0o022, 0o027])
-def test_published_files_are_readable_by_another_user(tmp_path: Path, mask: int) -> None:
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
     before = os.umask(mask)
     try:
-        version = publish(tmp_path, "a", small)
+        yield
     finally:
         os.umask(before)
-    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in [version.folder, *version.folder.rglob("*")]}
-    assert modes == {"1": 0o777 & ~mask, "sub": 0o777 & ~mask, **dict.fromkeys(("adapter.bin", "note.txt", MANIFEST), 0o666 & ~mask)}
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {p.relative_to(folder.parent).as_posix(): stat.S_IMODE(p.stat().st_mode) for p in [folder, *folder.rglob("*")]}
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o002, 0o000])
+def test_published_files_are_written_by_nobody_and_read_as_the_umask_allows(tmp_path: Path, mask: int) -> None:
+    with umask(mask):
+        version = publish(tmp_path / "store", "a", small)
+        add_evaluation(version, "e", lambda stage: (stage / "scores.json").write_text("{}") and None)
+    files, folders = 0o444 & ~mask, 0o755 & ~mask
+    assert modes(version.folder) == {
+        **dict.fromkeys(("1", "1/sub", "1/evaluations", "1/evaluations/e"), folders),
+        **dict.fromkeys(("1/adapter.bin", "1/sub/note.txt", f"1/{MANIFEST}", "1/evaluations/e/scores.json"), files),
+    }
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o755), (0o027, 0o750), (0o077, 0o700), (0o002, 0o1775), (0o000, 0o1777)])
+def test_where_others_may_publish_they_may_not_rename_what_is_there(tmp_path: Path, mask: int, mode: int) -> None:
+    with umask(mask):
+        publish(tmp_path / "store", "a", small)
+        publish(tmp_path / "store", "a", small)
+    assert [stat.S_IMODE((tmp_path / p).stat().st_mode) for p in ("store", "store/a")] == [mode, mode]
+
+
+STRANGER = """
+import os, sys
+from pathlib import Path
+from tuner.artifact import remote  # imported before this process loses its rights: nobody may be unable to read the program itself
+from tuner.artifact.history import append, state
+from tuner.artifact.manifest import verify
+from tuner.artifact.store import add_evaluation, find, publish, versions
+from tuner.errors import Refusal
+
+store = Path(sys.argv[1])
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+version = find(store, "a@production")
+assert verify(version.folder)["version"] == 1 and [v.number for v, _ in versions(store)] == [1]
+folder, home = version.folder, version.folder.parent
+attempts = {
+    "write": lambda: (folder / "adapter.bin").write_bytes(b"x"),
+    "append": lambda: (folder / "manifest.json").open("ab"),
+    "replace": lambda: os.replace(folder / "adapter.bin", folder / "manifest.json"),
+    "rename a file": lambda: (folder / "adapter.bin").rename(folder / "b.bin"),
+    "delete a file": lambda: (folder / "sub" / "note.txt").unlink(),
+    "add a file": lambda: (folder / "sub" / "new.txt").write_bytes(b""),
+    "make writable": lambda: (folder / "adapter.bin").chmod(0o666),
+    "rename the version": lambda: folder.rename(home / "2"),
+    "rename the name": lambda: home.rename(store / "b"),
+    "delete an entry": lambda: (home / "log" / "000001.json").unlink(),
+    "write an entry": lambda: (home / "log" / "000001.json").write_bytes(b"x"),
+    "evaluate": lambda: add_evaluation(version, "e", lambda stage: None),
+    "change an evaluation": lambda: (folder / "evaluations" / "e" / "scores.json").write_bytes(b"x"),
+}
+if not home.stat().st_mode & 0o002:
+    attempts["publish"] = lambda: publish(store, "a", lambda stage, number: None)
+    attempts["promote"] = lambda: append(home, 1, "promote", 1, "staging", "nobody", "why")
+done = []
+for name, attempt in attempts.items():
+    try:
+        attempt()
+        done.append(name)
+    except (PermissionError, Refusal):
+        pass
+verify(folder)
+print(len(attempts), done)
+"""
+
+
+@pytest.mark.parametrize(("mask", "count"), [(0o022, 15), (0o000, 13)])
+def test_another_user_reads_and_verifies_a_version_and_can_change_nothing_in_it(mask: int, count: int) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can act as another user")
+    with scratch() as folder:
+        folder.chmod(0o755)
+        with umask(mask):
+            version = publish(folder / "store", "a", small)
+            add_evaluation(version, "e", lambda stage: (stage / "scores.json").write_text("{}") and None)
+            append(version.folder.parent, 0, "promote", 1, "production", "ann", "good")
+        before = {p: p.read_bytes() for p in version.folder.parent.rglob("*") if p.is_file()}
+        done = subprocess.run([sys.executable, "-c", STRANGER, str(folder / "store")], capture_output=True, text=True, timeout=60, check=False)
+        assert done.stdout == f"{count} []\n", done.stderr
+        assert {p: p.read_bytes() for p in version.folder.parent.rglob("*") if p.is_file()} == before
+
+
+def test_with_a_private_umask_another_user_does_not_even_read(tmp_path: Path) -> None:
+    with umask(0o077):
+        version = publish(tmp_path / "store", "a", small)
+        append(version.folder.parent, 0, "promote", 1, "production", "ann", "good")
+    assert all(mode & 0o077 == 0 for mode in modes(version.folder.parent).values()) and len(modes(version.folder.parent)) == 9
 
 
 # --- names ---------------------------------------------------------------------------------------------------------
@@ -156,7 +256,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for _ in range(11):
         publish(tmp_path, "intents", small)
     publish(tmp_path, "tickets", small)
-    for folder in ("intents/12", "intents/x", "intents/.stage-x", "empty"):
+    for folder in ("intents/12", "intents/x", "intents/log", "intents/.stage-x", "empty"):
         (tmp_path / folder).mkdir()
     for odd in ("01", "²", "٣", "0", "-1", "9" * 30):
         shutil.copytree(tmp_path / "intents" / "1", tmp_path / "intents" / odd)
@@ -177,6 +277,45 @@ def test_a_version_that_is_not_there_is_refused_with_those_that_are(store: Path,
     assert "no version" in said and "one of: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11" in said and "use intents@11" in said
 
 
+def moved(home: Path, what: Any, number: int, alias: str | None = None, why: str = "because") -> None:
+    append(home, state(home).count, what, number, alias, "ann", why)
+
+
+def test_an_alias_finds_the_version_that_it_stands_for_and_a_name_the_highest_in_use(tmp_path: Path) -> None:
+    for _ in range(4):
+        publish(tmp_path, "a", small)
+    home = tmp_path / "a"
+    moved(home, "promote", 2, "production")
+    moved(home, "promote", 3, "candidate-1")
+    assert [find(tmp_path, f"a@{w}").number for w in ("production", "candidate-1", "4")] == [2, 3, 4]
+    moved(home, "retire", 4, why="slow")
+    assert find(tmp_path, "a").number == 3 and find(tmp_path, "a@4").number == 4  # by its number it is still there
+    assert [v.number for v, _ in versions(tmp_path)] == [1, 2, 3, 4]
+    said = refusal(lambda: find(tmp_path, "a@producton"))
+    assert "no version nor alias 'producton' of a" in said and "one of: 1, 2, 3, 4; or an alias: candidate-1 (3), production (2)" in said
+    assert "use a@production" in said
+    for number in (1, 2, 3):
+        moved(home, "retire", number)
+    assert "every version is retired: 1, 2, 3, 4" in refusal(lambda: find(tmp_path, "a")) and find(tmp_path, "a@production").number == 2
+
+
+def test_a_removed_version_is_not_found_not_listed_and_its_number_not_given_again(tmp_path: Path) -> None:
+    for _ in range(3):
+        publish(tmp_path, "a", small)
+    moved(tmp_path / "a", "promote", 2, "production")
+    moved(tmp_path / "a", "remove", 3, why="gc")
+    assert [v.number for v, _ in versions(tmp_path)] == [1, 2] and find(tmp_path, "a").number == 2  # also before its folder is gone
+    assert "it was removed, 'gc'" in refusal(lambda: find(tmp_path, "a@3"))
+    shutil.rmtree(tmp_path / "a" / "3")
+    assert publish(tmp_path, "a", small).number == 4
+    shutil.rmtree(tmp_path / "a" / "2")
+    assert "version 2, which does not lie there" in refusal(lambda: find(tmp_path, "a@production"))
+    (tmp_path / "a" / "log" / "000002.json").chmod(0o644)
+    (tmp_path / "a" / "log" / "000002.json").write_bytes(b"broken")
+    assert "unreadable" in refusal(lambda: find(tmp_path, "a")) and [v.number for v, _ in versions(tmp_path)] == [1, 4]
+    assert publish(tmp_path, "a", small).number == 5  # a broken log costs no training
+
+
 def test_an_unknown_name_is_refused_with_the_nearest(store: Path) -> None:
     said = refusal(lambda: find(store, "intnets"))
     assert "no adapter 'intnets'" in said and "one of: intents, tickets" in said and "try       write intents" in said
@@ -188,6 +327,19 @@ def test_an_unknown_name_is_refused_with_the_nearest(store: Path) -> None:
 
 
 # --- evaluations beside a version ----------------------------------------------------------------------------------
+
+
+def test_only_folders_that_the_manifest_leaves_out_are_added_to_a_version(tmp_path: Path) -> None:
+    version = publish(tmp_path, "a", small)
+    for kind in LATER:
+        folder = add_later(version, kind, "x", lambda stage: (stage / "f").write_bytes(b"1") and None)
+        assert folder == version.folder / kind / "x" and verify(version.folder)["version"] == 1
+    with pytest.raises(ValueError, match="no folder"):
+        add_later(version, "sub", "x", lambda stage: None)
+    assert LATER == ("evaluations", "exports", "signatures")
+    (version.folder / "exported").mkdir()
+    (version.folder / "exported" / "f").write_bytes(b"")
+    assert "does not list" in refusal(lambda: verify(version.folder))
 
 
 def test_evaluations_are_added_and_never_replaced(tmp_path: Path) -> None:
@@ -219,7 +371,7 @@ def test_a_manifest_lists_every_file_with_its_digest(tmp_path: Path) -> None:
 
 
 def test_every_flipped_byte_of_every_file_is_caught(tmp_path: Path) -> None:
-    folder = publish(tmp_path, "a", small).folder
+    folder = thawed(publish(tmp_path, "a", small))
     flipped = 0
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         data = path.read_bytes()
@@ -236,7 +388,7 @@ def test_every_flipped_byte_of_every_file_is_caught(tmp_path: Path) -> None:
 
 
 def test_a_shortened_or_lengthened_file_is_caught(tmp_path: Path) -> None:
-    folder = publish(tmp_path, "a", small).folder
+    folder = thawed(publish(tmp_path, "a", small))
     cuts = 0
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         data = path.read_bytes()
@@ -251,24 +403,25 @@ def test_a_shortened_or_lengthened_file_is_caught(tmp_path: Path) -> None:
 
 
 def test_removed_and_added_files_are_all_named(tmp_path: Path) -> None:
-    folder = publish(tmp_path, "a", small).folder
+    folder = thawed(publish(tmp_path, "a", small))
     (folder / "adapter.bin").unlink()
     (folder / "sub" / "note.txt").write_bytes(b"other")
     (folder / "sub" / "more.txt").write_bytes(b"")
     (folder / "evil.py").symlink_to("/nowhere")
     (folder / "elsewhere").symlink_to(tmp_path)
+    (folder / "sub" / "same.txt").symlink_to(tmp_path / "a" / ".lock")
     os.mkfifo(folder / "pipe")
     with pytest.raises(Refusal) as caught:
         verify(folder)
     assert {(Path(p.where).relative_to(folder).as_posix(), p.found) for p in caught.value.problems} == {
         ("adapter.bin", "no such file"),
         ("sub/note.txt", "bytes that differ from the manifest"),
-        *((name, "a file that the manifest does not list") for name in ("sub/more.txt", "evil.py", "elsewhere", "pipe")),
+        *((name, "a file that the manifest does not list") for name in ("sub/more.txt", "evil.py", "sub/same.txt", "elsewhere", "pipe")),
     }
 
 
 def test_a_manifest_rewritten_with_other_facts_is_caught(tmp_path: Path) -> None:
-    folder = publish(tmp_path, "a", small).folder
+    folder = thawed(publish(tmp_path, "a", small))
     manifest = read_manifest(folder)
     edits: list[dict[str, Any]] = [
         {"loss": 0.01},
@@ -287,6 +440,27 @@ def test_a_manifest_rewritten_with_other_facts_is_caught(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    "files",
+    [
+        {"../b": {"bytes": 1, "digest": "x"}}, {"/etc/passwd": {"bytes": 1, "digest": "x"}}, {"a/../b": {"bytes": 1, "digest": "x"}},
+        {"": {"bytes": 1, "digest": "x"}}, {"a": None}, {"a": {"bytes": "1", "digest": "x"}},
+        {"a": {"bytes": 1}}, {"a\0": {"bytes": 1, "digest": "x"}}, [], None, "a",
+    ],
+)  # fmt: skip
+def test_a_manifest_forged_with_care_names_no_file_outside_its_folder(tmp_path: Path, files: Any) -> None:
+    whole = {"schema": SCHEMA, "status": "complete", "files": files}
+    (tmp_path / MANIFEST).write_text(json_text({**whole, "digest": digest_text(json_text(whole))}), encoding="utf-8")
+    assert "a relative path with bytes and digest" in refusal(lambda: verify(tmp_path))
+
+
+def test_a_file_replaced_by_a_link_to_the_same_bytes_is_caught(tmp_path: Path) -> None:
+    folder = thawed(publish(tmp_path, "a", small))
+    (folder / "adapter.bin").rename(tmp_path / "elsewhere.bin")
+    (folder / "adapter.bin").symlink_to(tmp_path / "elsewhere.bin")
+    assert "a link" in refusal(lambda: verify(folder))
+
+
+@pytest.mark.parametrize(
     ("text", "word"),
     [
         (None, "no manifest"),
@@ -301,7 +475,7 @@ def test_a_manifest_rewritten_with_other_facts_is_caught(tmp_path: Path) -> None
     ],
 )
 def test_an_absent_broken_or_newer_manifest_is_refused(tmp_path: Path, text: str | None, word: str) -> None:
-    folder = publish(tmp_path, "a", small).folder
+    folder = thawed(publish(tmp_path, "a", small))
     (folder / MANIFEST).unlink()
     if text is not None:
         (folder / MANIFEST).write_text(text, encoding="utf-8")

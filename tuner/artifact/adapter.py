@@ -9,20 +9,25 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import Executor
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, overload
 
-from tuner.artifact.manifest import verify
+from tuner.artifact.host import Host, Seat
+from tuner.artifact.host import check_weights as _check_weights  # noqa: F401
 from tuner.artifact.measured import Divergence, Timed
-from tuner.artifact.store import Version, find
-from tuner.base import Base, BaseSpec, Precision, load_model, pick_device, quiet_libraries, resolve_base, serving_precision, widen
+from tuner.artifact.opening import Opened, base_of, host_for, newcomer, opened, verified
+from tuner.artifact.served import EngineName, LlamaCppSayer, ServedAdapter, VllmSayer, lent, refuse_without_vllm
+from tuner.artifact.store import Version
+from tuner.artifact.stream import Stream, UnderWay
+from tuner.artifact.waiting import Waiting
+from tuner.base import Base, Precision
 from tuner.catalog import choose
 from tuner.data.record import ROLES, Message
-from tuner.errors import Problem, Refusal, refuse
+from tuner.errors import refuse
 from tuner.safe_text import quoted
-from tuner.template.spec import TemplateSpec
-from tuner.template.tokens import Encoder, open_encoder
+from tuner.template.tokens import Encoder
 
 if TYPE_CHECKING:
     import torch
@@ -32,9 +37,15 @@ if TYPE_CHECKING:
 Question = str | Sequence[Mapping[str, str]] | Sequence[Message]
 Done = Callable[[int], None]
 
+_ASKED_AS_BASE: ContextVar[frozenset[int]] = ContextVar("asked_as_base", default=frozenset())  # ids of adapters, in this thread or task alone
+_WITHOUT_SYSTEM: ContextVar[frozenset[int]] = ContextVar("without_system", default=frozenset())
 
-class Adapter:
-    """A loaded adapter. `answer` and `answer_many` take a question as text, or as messages with role and content."""
+
+class Adapter(Waiting):
+    """A loaded adapter. `answer` and `answer_many` take a question as text, or as messages with role and content.
+
+    Any thread may ask: the base answers one call at a time. `as_base` and `without_system` hold in the thread or task that opened them.
+    """
 
     def __init__(
         self,
@@ -45,12 +56,16 @@ class Adapter:
         precision: Precision,
         base_folder: Path,
         allowed: tuple[str, ...] = (),
+        seat: Seat | None = None,
     ):
-        self.version, self.manifest, self.encoder, self.decoder, self.precision = version, manifest, encoder, decoder, precision
-        self.base_folder = base_folder
+        self.precision, self.base_folder = precision, base_folder
+        self._seat = seat or Host(decoder.model).first()
+        self._become(version, manifest, encoder, decoder, allowed)
+
+    def _become(self, version: Version, manifest: dict[str, Any], encoder: Encoder, decoder: Decoder, allowed: tuple[str, ...]) -> None:
+        self.version, self.manifest, self.encoder, self.decoder = version, manifest, encoder, decoder
         self.allowed = allowed  # what differs from the training and was let through
-        self._is_base = False
-        self._speaking = encoder
+        self._without_system = encoder.without_system()
 
     def __repr__(self) -> str:
         return f"Adapter({self.version.label}, base {self.manifest['base']['name']}, {self.precision})"
@@ -61,26 +76,47 @@ class Adapter:
 
     def answer_many(self, questions: Sequence[Question], max_new_tokens: int = 256, done: Done | None = None) -> list[str]:
         """Greedy answers in the order of the questions; asked in batches of similar length."""
-        prompts = [self.prompt_ids(q) for q in questions]
-        self._refuse_too_long(prompts, max_new_tokens)
-        with self._adapter_state():
-            ids = self.decoder.greedy(prompts, max_new_tokens, done)
-        return [self.encoder.decode(i) for i in ids]
+        with self.turn():
+            prompts = [self.prompt_ids(q) for q in questions]
+            self._refuse_too_long(prompts, max_new_tokens)
+            return [self.encoder.decode(i) for i in self.decoder.greedy(prompts, max_new_tokens, done)]
+
+    def stream(self, question: Question, max_new_tokens: int = 256) -> Stream:
+        """The same answer in pieces, as it comes; their join is `answer`'s text. Others are answered between two tokens.
+
+        Closing the stream early frees what it holds. An adapter that is swapped meanwhile ends the answer with the weights it began with.
+        """
+        under_way, prompts = self._begin([question], max_new_tokens)
+        return Stream(under_way.tokens(prompts[0], max_new_tokens), under_way.encoder, under_way.hold.release)
+
+    def _in_steps(self, questions: Sequence[Question], max_new_tokens: int) -> Iterator[list[str]]:
+        under_way, prompts = self._begin(questions, max_new_tokens)
+        return under_way.answers(prompts, max_new_tokens)
+
+    def _begin(self, questions: Sequence[Question], max_new_tokens: int) -> tuple[UnderWay, list[list[int]]]:
+        with self.lock:
+            prompts = [self.prompt_ids(q) for q in questions]
+            self._refuse_too_long(prompts, max_new_tokens)
+            return UnderWay(self._seat, self._seat.hold(), self.decoder, self.encoder, self._is_base), prompts
+
+    @property
+    def _worker(self) -> Executor:
+        return self._seat.host.worker
 
     def label_scores(self, questions: Sequence[Question], labels: Sequence[str], done: Done | None = None) -> torch.Tensor:
         """Log-probability (n, k) of each label, its stop token included, as the whole answer to each question (nats)."""
-        prompts = [self.prompt_ids(q) for q in questions]
-        candidates = [self.completion_ids(questions[0], label) for label in labels]
-        self._refuse_too_long(prompts, max(len(c) for c in candidates))
-        with self._adapter_state():
+        with self.turn():
+            prompts = [self.prompt_ids(q) for q in questions]
+            candidates = [self.completion_ids(questions[0], label) for label in labels]
+            self._refuse_too_long(prompts, max(len(c) for c in candidates))
             return self.decoder.likelihoods(prompts, candidates, done)
 
     def choice_nats(self, questions: Sequence[Question], answers: Sequence[Sequence[str]], done: Done | None = None) -> list[list[float]]:
         """Negative log-likelihood (nats) of each of a question's own answers, stop token included, less what all of them begin with."""
-        prompts = [self.prompt_ids(q) for q in questions]
-        candidates = [[self.completion_ids(q, a) for a in of] for q, of in zip(questions, answers, strict=True)]
-        self._refuse_too_long(prompts, max(len(c) for of in candidates for c in of))
-        with self._adapter_state():
+        with self.turn():
+            prompts = [self.prompt_ids(q) for q in questions]
+            candidates = [[self.completion_ids(q, a) for a in of] for q, of in zip(questions, answers, strict=True)]
+            self._refuse_too_long(prompts, max(len(c) for of in candidates for c in of))
             return [[-score for score in of] for of in self.decoder.choices(prompts, candidates, done)]
 
     def losses(self, questions: Sequence[Question], answers: Sequence[str], done: Done | None = None) -> list[tuple[float, int]]:
@@ -89,18 +125,18 @@ class Adapter:
 
     def token_nats(self, questions: Sequence[Question], answers: Sequence[str], done: Done | None = None) -> list[list[float]]:
         """Negative log-likelihood (nats) of each token of each given answer after its question, stop token included."""
-        pairs = [(self.prompt_ids(q), self.completion_ids(q, a)) for q, a in zip(questions, answers, strict=True)]
-        self._refuse_too_long([p + c for p, c in pairs], 0)
-        with self._adapter_state():
+        with self.turn():
+            pairs = [(self.prompt_ids(q), self.completion_ids(q, a)) for q, a in zip(questions, answers, strict=True)]
+            self._refuse_too_long([p + c for p, c in pairs], 0)
             return self.decoder.token_nats(pairs, done)
 
     def continuations(
         self, questions: Sequence[Question], beginnings: Sequence[Sequence[int]], new_tokens: int, done: Done | None = None
     ) -> list[list[int]]:  # fmt: skip
         """The greedy `new_tokens` token ids after each question and the given beginning of its answer; fewer where it stops."""
-        prompts = [self.prompt_ids(q) + list(b) for q, b in zip(questions, beginnings, strict=True)]
-        self._refuse_too_long(prompts, new_tokens)
-        with self._adapter_state():
+        with self.turn():
+            prompts = [self.prompt_ids(q) + list(b) for q, b in zip(questions, beginnings, strict=True)]
+            self._refuse_too_long(prompts, new_tokens)
             return self.decoder.greedy(prompts, new_tokens, done)
 
     def divergences(self, texts: Sequence[str], done: Done | None = None) -> list[Divergence]:
@@ -114,21 +150,22 @@ class Adapter:
         return self._divergences([(self.prompt_ids(q), [stop]) for q in questions], done)
 
     def _divergences(self, pairs: list[tuple[list[int], list[int]]], done: Done | None) -> list[Divergence]:
-        self._refuse_too_long([p + c for p, c in pairs], 0)
-        found = self.decoder.divergences(pairs, done)
+        with self.turn():
+            self._refuse_too_long([p + c for p, c in pairs], 0)
+            found = self.decoder.divergences(pairs, done)
         return [Divergence(len(c), *numbers) for (_, c), numbers in zip(pairs, found, strict=True)]
 
     def prompt_ids(self, question: Question) -> list[int]:
         """The token ids the model is given for a question."""
-        return self._speaking.prompt_ids(as_messages(question))
+        return self._speaking().prompt_ids(as_messages(question))
 
     def completion_ids(self, question: Question, answer: str) -> list[int]:
         """The token ids of `answer` as it would be trained after this question, stop token included."""
-        return self._speaking.completion_ids(as_messages(question), answer)
+        return self._speaking().completion_ids(as_messages(question), answer)
 
     def greedy_ids(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
         """Greedy answers to prompts that are token ids already, as token ids without their stop token."""
-        with self._adapter_state():
+        with self.turn():
             return self.decoder.greedy(prompts, max_new_tokens)
 
     def timed(self, questions: Sequence[Question], max_new_tokens: int, done: Done | None = None) -> list[Timed]:
@@ -153,44 +190,126 @@ class Adapter:
         """Logits (V,) of the token that follows the prompt."""
         import torch
 
-        with self._adapter_state(), torch.inference_mode():
-            found: torch.Tensor = self.decoder.model(torch.tensor([prompt], device=self.decoder.device), use_cache=False).logits[0, -1].cpu()
-        return found
+        with self.turn(), torch.inference_mode():
+            logits: torch.Tensor = self.decoder.model(torch.tensor([prompt], device=self.decoder.device), use_cache=False).logits
+            return logits[0, -1].cpu()
 
     def fits(self, questions: Sequence[Question], room: int) -> list[bool]:
         """Of each question, whether it leaves `room` tokens for its answer in the base's context."""
-        limit = getattr(self.decoder.model.config, "max_position_embeddings", None)
-        taken = room + self.decoder.virtual_tokens
+        limit, taken = self._context_tokens, room + self._virtual_tokens
         return [limit is None or len(self.prompt_ids(q)) + taken <= limit for q in questions]
+
+    # --- states
+
+    @property
+    def lock(self) -> Any:
+        """The re-entrant lock of the loaded base, shared by all adapters on it."""
+        return self._seat.host.lock
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Inside, nobody else asks the base, and it is in this adapter's state, or inside `as_base` as it was before any."""
+        with self.lock, self._seat.turn(self._is_base):  # the lock first: a swap may be changing the seat
+            yield
 
     @contextlib.contextmanager
     def as_base(self) -> Iterator[Adapter]:
-        """Inside, the same calls ask the untouched base, through the same template."""
-        self._is_base = True
-        try:
+        """Inside, the same calls ask the untouched base, through the same template. Raises Refusal where the adapter was merged into it."""
+        if self._seat.host.is_merged:
+            refuse(self.version.label, "merge", "an adapter that was merged into its base", "the base as it was", "load it with merge=False")
+        with _within(_ASKED_AS_BASE, id(self)):
             yield self
-        finally:
-            self._is_base = False
 
     @contextlib.contextmanager
     def without_system(self) -> Iterator[Adapter]:
         """Inside, questions without a system prompt of their own get none: the recipe's is left out."""
-        self._speaking = self.encoder.without_system()
-        try:
+        with _within(_WITHOUT_SYSTEM, id(self)):
             yield self
-        finally:
-            self._speaking = self.encoder
+
+    @property
+    def _is_base(self) -> bool:
+        return id(self) in _ASKED_AS_BASE.get()
+
+    def _speaking(self) -> Encoder:
+        return self._without_system if id(self) in _WITHOUT_SYSTEM.get() else self.encoder
+
+    @property
+    def _virtual_tokens(self) -> int:
+        return 0 if self._is_base else self._seat.virtual_tokens
+
+    @property
+    def _context_tokens(self) -> int | None:
+        return getattr(self.decoder.model.config, "max_position_embeddings", None)
+
+    # --- others on the same base
+
+    def beside(self, name: str, store: str | Path | None = None, *, allow: Collection[str] = ()) -> Adapter:
+        """Another version, on the base that is loaded: both answer, each with its own weights, one call at a time.
+
+        `store` is by default the one this version lies in. It is checked as load_adapter checks it, and refused where it would not be what it is
+        when it is loaded alone: trained on another base, served in another precision, of another kind of method, with other new tokens.
+        """
+        found = self._newcomer(name, store, allow)
+        seat = self._seat.host.seat(found.version, found.payload)
+        return Adapter(found.version, found.manifest, found.encoder, self._decoder_for(found), self.precision, self.base_folder, found.allowed, seat)
+
+    def swap(self, name: str, store: str | Path | None = None, *, allow: Collection[str] = ()) -> None:
+        """Become another version, on the base that is loaded. Of the old one nothing stays but in streams that have begun; they end with it.
+
+        Checked and refused as in `beside`; a swap that is refused leaves this adapter as it was.
+        """
+        found = self._newcomer(name, store, allow)
+        with self.lock:
+            old, host = self._seat, self._seat.host
+            if not host.refill(old, found.version):
+                self._seat = host.seat(found.version, found.payload)
+                old.leave()
+            self._become(found.version, found.manifest, found.encoder, self._decoder_for(found), found.allowed)
+
+    def _newcomer(self, name: str, store: str | Path | None, allow: Collection[str]) -> Opened:
+        place = store if store is not None else self.version.folder.parent.parent
+        return newcomer(name, place, self._seat.host, (self.manifest, self.encoder), allow)
+
+    def _decoder_for(self, found: Opened) -> Decoder:
+        from tuner.artifact.decode import Decoder
+
+        return Decoder(self._seat.host.model, found.encoder.pad_id, found.encoder.stop_ids, self.decoder.batch)
+
+    def close(self) -> None:
+        """Drop the weights, and the model itself with the last adapter on it. What is asked afterwards is refused."""
+        self._seat.leave()
+        vars(self).pop("decoder", None)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "decoder":
+            refuse(self.version.label, "closed", "an adapter that was closed", "one that is open", "load it again")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __enter__(self) -> Adapter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _refuse_too_long(self, prompts: Sequence[list[int]], room: int) -> None:
         """A prompt that leaves no room for its answer in the base's context is refused, never cut."""
-        limit = getattr(self.decoder.model.config, "max_position_embeddings", None)
-        longest = max((len(p) for p in prompts), default=0) + self.decoder.virtual_tokens
+        limit = self._context_tokens
+        longest = max((len(p) for p in prompts), default=0) + self._virtual_tokens
         if limit is not None and longest + room > limit:
             refuse(self.version.label, "prompt", f"{longest} tokens, and {room} for the answer", f"at most {limit}, the base's context",
                    "ask shorter questions, or lower evaluate.few_shot or the answer's length")  # fmt: skip
 
     def _adapter_state(self) -> contextlib.AbstractContextManager[Any]:
         return self.decoder.model.disable_adapter() if self._is_base else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _within(names: ContextVar[frozenset[int]], who: int) -> Iterator[None]:
+    token = names.set(names.get() | {who})
+    try:
+        yield
+    finally:
+        names.reset(token)
 
 
 def as_messages(question: Question) -> list[Message]:
@@ -219,6 +338,18 @@ def as_messages(question: Question) -> list[Message]:
     return messages
 
 
+@overload
+def load_adapter(
+    name: str, store: str | Path = ..., *, base: str | Path | None = ..., device: str | None = ..., load: str | None = ..., batch: int = ...,
+    allow: Collection[str] = ..., merge: bool = ..., engine: Literal["transformers"] = ...,
+) -> Adapter: ...  # fmt: skip
+@overload
+def load_adapter(
+    name: str, store: str | Path = ..., *, base: str | Path | None = ..., device: str | None = ..., load: str | None = ..., batch: int = ...,
+    allow: Collection[str] = ..., merge: bool = ..., engine: Literal["vllm", "llama.cpp"],
+) -> ServedAdapter: ...  # fmt: skip
+
+
 def load_adapter(
     name: str,
     store: str | Path = "adapters",
@@ -228,90 +359,48 @@ def load_adapter(
     load: str | None = None,
     batch: int = 32,
     allow: Collection[str] = (),
-) -> Adapter:
-    """Load `name`, `name@3` or a version's folder, on the base it was trained on.
+    merge: bool = False,
+    engine: str = "transformers",
+) -> Adapter | ServedAdapter:
+    """Load NAME, NAME@3, NAME@ALIAS or a version's folder, on the base it was trained on.
 
     `base` names the base's folder when it was a local one. `load` is auto, bf16 or fp32; default: the recipe's. Every digest is
     checked first. `allow` opens differences that are refused otherwise, of `base`, `tokenizer` or `template`: what was let through stands
-    in `Adapter.allowed`, and in every evaluation made with it. Raises Refusal.
+    in `Adapter.allowed`, and in every evaluation made with it. `merge` adds the adapter to the weights of the base, in memory: a little
+    faster, rounded once more, and neither `as_base` nor `beside` nor `swap` is left. `engine` is transformers; or llama.cpp, whose files are
+    made once and kept in the user's cache (f16 weights where `load` is bf16 or auto, f32 where it is fp32); or vllm, where it is installed.
+    Those two answer and stream, and do no more (ServedAdapter). Raises Refusal.
     """
-    folder = Path(name)
-    version = Version(folder.parent.name, int(folder.name), folder) if folder.is_dir() and folder.name.isdigit() else find(Path(store), name)
-    manifest = verify(version.folder)
-    return open_adapter(version, manifest, _base_of(manifest, base), device, load, batch, allow)
-
-
-ALLOWED = ("base", "tokenizer", "template")
+    choose({known: known for known in get_args(EngineName)}, engine, "load_adapter", "engine")
+    if engine == "vllm":
+        refuse_without_vllm()
+    version, manifest = verified(name, store)
+    resolved = base_of(manifest, base)
+    if engine == "transformers":
+        return open_adapter(version, manifest, resolved, device, load, batch, allow, merge)
+    found = opened(version, manifest, resolved, allow)
+    if merge:
+        refuse(version.label, "merge", f"merge with engine {engine}", "engine transformers", "leave merge out: `tuner export` merges for other engines")
+    if engine == "llama.cpp":
+        return ServedAdapter(found, LlamaCppSayer(found, resolved, load or manifest["base"]["load"]))
+    with lent(open_adapter(version, manifest, resolved, device, load or "bf16", batch, allow)) as adapter:
+        return ServedAdapter(found, VllmSayer(adapter))
 
 
 def open_adapter(
-    version: Version, manifest: dict[str, Any], base: Base, device: str | None, load: str | None, batch: int, allow: Collection[str] = ()
+    version: Version,
+    manifest: dict[str, Any],
+    base: Base,
+    device: str | None,
+    load: str | None,
+    batch: int,
+    allow: Collection[str] = (),
+    merge: bool = False,
 ) -> Adapter:
     """The adapter of a verified version on `base`. Raises Refusal when base, tokenizer or template are not those of the manifest."""
-    for word in allow:
-        choose({name: name for name in ALLOWED}, word, "load_adapter", "allow")
-    encoder = open_encoder(version.folder, TemplateSpec.model_validate(manifest["template"]["spec"] | {"format": "tokenizer"}), version.label)
-    differences = _differences(manifest, base, encoder)
-    refused = [problem for name, problem in differences.items() if name not in allow]
-    if refused:
-        raise Refusal(replace(problem, where=version.label) for problem in refused)
-    quiet_libraries()
-    from peft import PeftModel
-
     from tuner.artifact.decode import Decoder
 
-    precision = serving_precision(cast(Any, load or manifest["base"]["load"]), device or pick_device())
-    grown = load_model(base, precision)
-    if encoder.new_ids:
-        widen(grown, encoder.vocabulary)
-    try:
-        model = PeftModel.from_pretrained(grown, str(version.folder), local_files_only=True, autocast_adapter_dtype=False)
-    except KeyError as missing:  # rows of new tokens that adapter_config.json names and the weights lack
-        refuse(version.label, "adapter_model.safetensors", f"no tensor {quoted(missing.args[0], 120)}: the weights do not match the model",
-               "exactly the adapter's tensors", "restore the version from a copy")  # fmt: skip
-    _check_weights(version, model)
-    return Adapter(version, manifest, encoder, Decoder(model.eval(), encoder.pad_id, encoder.stop_ids, batch), precision, base.folder, tuple(differences))
-
-
-def _differences(manifest: dict[str, Any], base: Base, encoder: Encoder) -> dict[str, Problem]:
-    """What is not as it was when the adapter was trained, by name."""
-    wanted, template = manifest["base"], manifest["template"]
-    found: dict[str, Problem] = {}
-    if base.weight_digest != wanted["weight_digest"]:
-        ours, theirs = base.weight_digest[:19], wanted["weight_digest"][:19]
-        found["base"] = Problem("", "base", f"{base.name} with weights {ours}…", f"{wanted['name']} with weights {theirs}…",
-                                "load it on the base it was trained on")  # fmt: skip
-    if encoder.tokenizer_digest != template["tokenizer_digest"]:
-        found["tokenizer"] = Problem("", "tokenizer", f"tokenizer {encoder.tokenizer_digest[:19]}…", f"tokenizer {template['tokenizer_digest'][:19]}…",
-                                     "restore tokenizer.json from a copy of the version")  # fmt: skip
-    if encoder.template.digest != template["digest"]:
-        found["template"] = Problem("", "template", f"template {encoder.template.digest[:19]}…", f"template {template['digest'][:19]}…",
-                                    "restore chat_template.jinja and tokenizer_config.json from a copy of the version")  # fmt: skip
-    return found
-
-
-def _check_weights(version: Version, model: Any) -> None:
-    """Every tensor of the file in the model, none missing, all finite: PEFT itself drops or ignores what does not fit."""
-    import torch
-    from peft import get_peft_model_state_dict
-    from safetensors import safe_open
-
-    held = get_peft_model_state_dict(model, save_embedding_layers=False)
-    with safe_open(version.folder / "adapter_model.safetensors", framework="pt") as saved:
-        names = set(saved.keys())
-    if set(held) != names:
-        odd = sorted(set(held) ^ names)
-        refuse(version.label, "adapter_model.safetensors", f"{len(odd)} tensors that do not match the model, such as {odd[0]}",
-               "exactly the adapter's tensors", "load it on the base it was trained on")  # fmt: skip
-    if not all(bool(torch.isfinite(t).all()) for t in held.values()):
-        refuse(version.label, "adapter_model.safetensors", "weights that are not finite numbers", "finite weights", "do not serve it; train again")
-
-
-def _base_of(manifest: dict[str, Any], given: str | Path | None) -> Base:
-    facts = manifest["base"]
-    if given is None and facts["origin"].startswith(("local folder", "GGUF file")):
-        refuse(f"{manifest['name']}@{manifest['version']}", "base", f"trained on a {facts['origin']}, {quoted(facts['name'])}, whose place is not stored",
-               "that folder or file", "give base=FOLDER (on the command line --base FOLDER)")  # fmt: skip
-    closed = {"online": False, "trust_remote_code": False}  # an artifact is data: it opens neither the network nor code
-    spec = BaseSpec.model_validate(json.loads(json.dumps(facts["spec"])) | closed | ({"model": str(given)} if given is not None else {}))
-    return resolve_base(spec, Path.cwd(), "base")
+    found = opened(version, manifest, base, allow)
+    seat, precision = host_for(found, base, device, load, merge)
+    decoder = Decoder(seat.host.model, found.encoder.pad_id, found.encoder.stop_ids, batch)
+    return Adapter(version, manifest, found.encoder, decoder, precision, base.folder, found.allowed, seat)

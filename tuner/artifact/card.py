@@ -40,7 +40,7 @@ trained {training["steps"]} steps on {data["splits"]["train"]["records"]:,} reco
 |---|---|---|
 {splits}
 
-{dropped:,} records dropped by checks; {findings}. records.parquet names every record used by file, line and hash.
+{dropped:,} records dropped by checks; {findings}. records.parquet names every record used by file, line and hash{_texts(data)}.
 
 ## Evaluation
 
@@ -62,6 +62,11 @@ def _settings(method: dict[str, Any]) -> str:
     """Rank, alpha and what else the kind has of its own."""
     said = [f"{name} {method[name]:g}" for name in ("rank", "alpha", "block_size", "virtual_tokens") if method.get(name) is not None]
     return f" ({', '.join(said)})" if said else ""
+
+
+def _texts(data: dict[str, Any]) -> str:
+    """What else the table of records holds, where the recipe asked for it."""
+    return ", and holds the text of each (artifact.keep_text): who may read this folder may read them" if data.get("keep_text") else ""
 
 
 def _parent(facts: dict[str, Any]) -> str:

@@ -57,6 +57,9 @@ class Engine(Protocol):
     def logits(self, prompt_ids: Sequence[int]) -> np.ndarray:
         """Logits (V,) of the token that follows the prompt, in float32."""
 
+    def along(self, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> np.ndarray:
+        """Logits (T + 1, V) in float32: of the token after the prompt, and after each of the T tokens of a given answer."""
+
 
 # --- llama.cpp -----------------------------------------------------------------------------------------------------
 
@@ -68,7 +71,7 @@ class LlamaCpp:
 
     def __init__(self, model: Path, lora: Path | None, context_tokens: int, threads: int, cache: Literal["f32", "f16"]):
         """Load `model` and `lora`, both .gguf files. Raises Refusal when llama.cpp cannot."""
-        self._binding = _imported("llama_cpp", "llama-cpp-python", "serve")
+        self._binding = _imported("llama_cpp", "llama-cpp-python", "llama-cpp")
         kind = {"f32": self._binding.GGML_TYPE_F32, "f16": self._binding.GGML_TYPE_F16}[cache]
         try:
             self._llama = self._binding.Llama(
@@ -83,7 +86,7 @@ class LlamaCpp:
     @classmethod
     def serve(cls, served: Served) -> LlamaCpp:
         """Write what is not a .gguf file yet, then load it."""
-        _imported("llama_cpp", "llama-cpp-python", "serve")
+        _imported("llama_cpp", "llama-cpp-python", "llama-cpp")
         model, lora = served.base, None
         if served.base.is_dir():
             model = served.aside / f"base-{served.weights}.gguf"
@@ -126,6 +129,17 @@ class LlamaCpp:
         _refuse_too_long(self.name, prompt_ids, 0, self._llama.n_ctx())
         self._llama.reset()
         return self._next(prompt_ids)
+
+    def along(self, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> np.ndarray:
+        import numpy as np
+
+        _refuse_too_long(self.name, prompt_ids, len(answer_ids), self._llama.n_ctx())
+        return np.stack([self.logits(prompt_ids), *(self._next([token]) for token in answer_ids)])  # one by one, as a server generates
+
+    def tokenize_text(self, text: str) -> list[int]:
+        """Ids of a rendered prompt as a llama.cpp server reads it: control texts become tokens, and what the file says to begin with is put first."""
+        ids: list[int] = self._llama.tokenize(text.encode("utf-8"), add_bos=True, special=True)
+        return ids
 
     def _next(self, ids: Sequence[int]) -> np.ndarray:
         """Logits (V,) after `ids`, which follow what was asked since the last reset."""
@@ -207,6 +221,11 @@ class Vllm:
         for token, value in first.items():
             found[token] = value.logprob
         return found
+
+    def along(self, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> np.ndarray:
+        import numpy as np
+
+        return np.stack([self.logits([*prompt_ids, *answer_ids[:length]]) for length in range(len(answer_ids) + 1)])
 
     def _completed(self, prompt_ids: Sequence[int], **sampling: Any) -> Any:
         chosen = self._vllm.SamplingParams(temperature=0.0, detokenize=False, **sampling)

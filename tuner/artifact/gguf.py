@@ -6,13 +6,19 @@ It refuses architectures, tokenizers and kinds of adapter whose meaning would ch
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 import json
+import logging
 import math
+import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tuner.catalog import choose
 from tuner.durable import staging
 from tuner.errors import Collector, refuse
 from tuner.safe_text import quoted
@@ -46,8 +52,8 @@ def write_lora_gguf(adapter_folder: Path, base: Path, target: Path, weights: Lit
     config = _config_of_gguf(base) if base.suffix == ".gguf" else _json_object(base / "config.json")
     lora = _json_object(adapter_folder / "adapter_config.json")
     architecture = _architecture(config, base)
-    _refuse_other_than_lora(lora, adapter_folder / "adapter_config.json")
-    pairs = _lora_pairs(adapter_folder / "adapter_model.safetensors", lora["r"])
+    refuse_other_than_lora(lora, adapter_folder / "adapter_config.json")
+    pairs = lora_pairs(adapter_folder / "adapter_model.safetensors", lora["r"])
     names = _TensorNames(config, architecture, adapter_folder / "adapter_model.safetensors")
     with _written(target, architecture) as writer:
         writer.add_type(gguf.GGUFType.ADAPTER)
@@ -67,7 +73,7 @@ def llama_cpp_alpha(lora: dict[str, Any]) -> float:
     return float(lora["lora_alpha"]) * (math.sqrt(lora["r"]) if lora.get("use_rslora") else 1.0)
 
 
-def _refuse_other_than_lora(lora: dict[str, Any], where: Path) -> None:
+def refuse_other_than_lora(lora: dict[str, Any], where: Path) -> None:
     """A key that is neither known to leave the answer alone nor empty may change what the adapter computes: DoRA, saved modules, patterns, …"""
     collector = Collector()
     for key, accepted in {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": PLAIN_STARTS}.items():
@@ -81,7 +87,7 @@ def _refuse_other_than_lora(lora: dict[str, Any], where: Path) -> None:
     collector.raise_if_any()
 
 
-def _lora_pairs(file: Path, rank: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def lora_pairs(file: Path, rank: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """By module of the base, A (r, in) and B (out, r) in float32. Raises Refusal when a half is missing or a number is not finite."""
     import numpy as np
 
@@ -331,6 +337,44 @@ def _written(target: Path, architecture: Architecture) -> Iterator[gguf.GGUFWrit
         (stage / target.name).replace(target)
 
 
+# --- fewer bits ----------------------------------------------------------------------------------------------------
+
+
+def quantise_gguf(model: Path, target: Path, weights: str, threads: int = 1) -> None:
+    """Write a GGUF model in one of QUANTISED's precisions, by llama.cpp's own quantiser. Raises Refusal where there is none.
+
+    llama-cpp-python's binding of `llama_model_quantize` where it is installed, else the program llama-quantize.
+    """
+    choose({name: name for name in QUANTISED}, weights, "command line", "--weights")
+    program = shutil.which("llama-quantize")
+    if importlib.util.find_spec("llama_cpp") is None and program is None:
+        refuse(model.name, "--weights", f"{weights}, and neither llama-cpp-python nor llama-quantize", "llama.cpp's quantiser",
+               "pip install 'tuner-lora[llama-cpp]', or export f16 or q8_0")  # fmt: skip
+    with staging(target.parent) as stage:
+        made = stage / target.name
+        bound = importlib.util.find_spec("llama_cpp") is not None
+        said = _quantised_by_binding(model, made, weights, threads) if bound else _quantised_by(str(program), model, made, weights)
+        if said or not made.is_file():
+            refuse(model.name, "--weights", f"llama.cpp could not write {weights}: {quoted(said, 120)}", "a model it can quantise", "export f16 or q8_0")
+        made.replace(target)
+
+
+def _quantised_by_binding(model: Path, target: Path, weights: str, threads: int) -> str:
+    """What went wrong, or nothing."""
+    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # its binding would write a line for each tensor to the terminal
+    llama = importlib.import_module("llama_cpp")
+    settings = llama.llama_model_quantize_default_params()
+    settings.ftype, settings.nthread = int(getattr(llama, f"LLAMA_FTYPE_MOSTLY_{weights.upper()}")), threads
+    code = llama.llama_model_quantize(str(model).encode(), str(target).encode(), settings)
+    return f"code {code}" if code else ""
+
+
+def _quantised_by(program: str, model: Path, target: Path, weights: str) -> str:
+    """What went wrong, or nothing."""
+    done = subprocess.run([program, str(model), str(target), weights.upper()], capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no output"])[-1]
+
+
 # --- configurations ------------------------------------------------------------------------------------------------
 
 
@@ -393,6 +437,8 @@ NEUTRAL_KEYS = frozenset({
     "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout",
     "megatron_core", "peft_version", "qalora_group_size", "revision", "target_modules", "task_type",
 })  # fmt: skip
+
+QUANTISED = ("q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m", "q2_k")  # what llama.cpp's quantiser is asked for
 
 LLAMA_3_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITTINGS: dict[tuple[str, ...], str] = {

@@ -12,10 +12,12 @@ from typing import Any
 from tuner.durable import json_text
 from tuner.errors import Collector, refuse
 from tuner.fingerprint import digest_file, digest_text
+from tuner.safe_text import quoted
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-LATER = "evaluations"  # added beside a version after it was sealed
+LATER = ("evaluations", "exports", "signatures")  # folders added inside a version after it was sealed
+_LATER = tuple(f"{folder}/" for folder in LATER)
 
 
 def write_manifest(stage: Path, facts: dict[str, Any]) -> None:
@@ -46,7 +48,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _is_as_written(manifest: dict[str, Any], data: bytes) -> bool:
+def is_as_written(manifest: dict[str, Any], data: bytes) -> bool:
+    """Is `data` byte for byte what write_manifest wrote for these facts?"""
     try:
         return bool(manifest.get("digest") == _own_digest(manifest) and json_text(manifest).encode("utf-8") == data)
     except ValueError:  # NaN, or half of a surrogate pair: never written by us
@@ -56,20 +59,32 @@ def _is_as_written(manifest: dict[str, Any], data: bytes) -> bool:
 def verify(folder: Path) -> dict[str, Any]:
     """Check every file against its digest, and that nothing was added. Returns the manifest; raises Refusal with all differences."""
     manifest = read_manifest(folder)
-    if not _is_as_written(manifest, (folder / MANIFEST).read_bytes()):
+    if not is_as_written(manifest, (folder / MANIFEST).read_bytes()):
         refuse(folder / MANIFEST, "digest", "a manifest that was changed after it was written", "the manifest as it was written",
                "restore the version from a copy; do not serve it")  # fmt: skip
     collector = Collector()
-    listed: dict[str, Any] = manifest["files"]
+    listed = _listed(folder, manifest)
     for name, facts in listed.items():
         path = folder / name
-        if not path.is_file():
-            collector.add(path, "", "no such file", "the file as it was published", "restore the version from a copy")
+        if path.is_symlink() or not path.is_file():
+            collector.add(path, "", "a link" if path.is_symlink() else "no such file", "the file as it was published", "restore the version from a copy")
         elif path.stat().st_size != facts["bytes"] or digest_file(path) != facts["digest"]:
             collector.add(path, "", "bytes that differ from the manifest", facts["digest"], "restore the version from a copy; do not serve it")
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if (path.is_symlink() or not path.is_dir()) and name not in listed and name != MANIFEST and not name.startswith(f"{LATER}/"):
+        if (path.is_symlink() or not path.is_dir()) and name not in listed and name != MANIFEST and not name.startswith(_LATER):
             collector.add(path, "", "a file that the manifest does not list", "the files as published", "remove it")
     collector.raise_if_any()
     return manifest
+
+
+def _listed(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The files of a manifest, which may come from anywhere. Raises Refusal where a name could leave the folder, or an entry is not bytes and a digest."""
+    listed = manifest.get("files")
+    collector = Collector()
+    for name, facts in listed.items() if isinstance(listed, dict) else (("files", None),):
+        is_entry = isinstance(facts, dict) and isinstance(facts.get("bytes"), int) and isinstance(facts.get("digest"), str)
+        if not is_entry or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+            collector.add(folder / MANIFEST, "files", quoted(name), "a relative path with bytes and digest", "do not use it: tuner never writes such an entry")
+    collector.raise_if_any()
+    return dict(listed or {})

@@ -10,4 +10,5 @@ from tuner.section import Section
 class ArtifactSpec(Section):
     """The store of versions."""
 
-    store: str = Field("adapters", description="folder of named, numbered versions, relative to the working folder")
+    store: str = Field("adapters", description="folder of named, numbered versions, relative to the working folder; or the URL of one: s3://, gs://, hf://, file://")
+    keep_text: bool = Field(False, description="keep every record's messages in records.parquet; otherwise its hashes and place alone, never its text")

@@ -5,20 +5,25 @@ It refuses names that could leave the store, versions that do not exist, and to 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from tuner.artifact.manifest import MANIFEST, read_manifest
-from tuner.catalog import suggestion
-from tuner.durable import locked, seal, staging
+from tuner.artifact import history
+from tuner.artifact.manifest import LATER, MANIFEST, read_manifest
+from tuner.catalog import nearest, suggestion
+from tuner.durable import ensure_own_folder, ensure_shared_folder, locked, seal, staging
 from tuner.errors import Refusal, refuse
 from tuner.safe_text import quoted
 
+if TYPE_CHECKING:
+    from tuner.artifact.remote import Remote
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # the same as recipe.NAME; holds no slash, so it cannot leave the store
-_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,51 +44,129 @@ def publish(store: Path, name: str, fill: Callable[[Path, int], None]) -> Versio
 
     Under a lock, so that two writers never get the same number. A failure leaves the store as it was.
     """
-    home = _home(store, name)
+    home, remote = _home(store, name), _remote(store)
+    ensure_shared_folder(store)
+    ensure_shared_folder(home)
     with locked(home, name), staging(home) as stage:
-        number = max((int(p.name) for p in home.iterdir() if _NUMBER.fullmatch(p.name)), default=0) + 1  # a number once given is never given again
+        number = _next_number(home) if remote is None else remote.claim(name, _next_number(home) - 1)
         fill(stage, number)
         if not (stage / MANIFEST).is_file():
             raise RuntimeError("a version needs its manifest before it can be published")
-        seal(stage, home / str(number))
+        if remote is not None:
+            remote.send(name, number, stage)  # before it lies here: what is in a mirror was there
+        seal(stage, home / str(number), frozen=True)
     return Version(name, number, home / str(number))
+
+
+def _next_number(home: Path) -> int:
+    """A number once given is never given again: not that of a spoilt version, nor that of a removed one."""
+    return max(history.numbers_given(home), max((int(p) for p in os.listdir(home) if NUMBER.fullmatch(p)), default=0)) + 1
 
 
 def add_evaluation(version: Version, label: str, fill: Callable[[Path], None]) -> Path:
     """Add a folder under the version's evaluations/; never replaces one. Returns the folder."""
-    home = version.folder / "evaluations"
+    return add_later(version, "evaluations", label, fill)
+
+
+def add_later(version: Version, kind: str, label: str, fill: Callable[[Path], None]) -> Path:
+    """Add a folder of read-only files under the version's `kind`, one of manifest.LATER; never replaces one. Returns the folder."""
+    home, remote = version.folder / kind, _remote(version.folder.parent.parent)
+    if kind not in LATER:
+        raise ValueError(f"{kind!r} is no folder that may be added to a version later")
+    ensure_own_folder(home)
     with staging(home) as stage:
         fill(stage)
         taken = {p.name for p in home.iterdir()}
         name = next(n for n in (label, *(f"{label}-{i}" for i in range(2, 10_000))) if n not in taken)
-        seal(stage, home / name)
+        seal(stage, home / name, frozen=True)
+    if remote is not None:
+        remote.send_later(home / name)
     return home / name
 
 
 def find(store: Path, wanted: str) -> Version:
-    """`NAME@N`, or `NAME` for its latest version. Raises Refusal naming what there is."""
-    name, at, number = wanted.partition("@")
-    home = _home(store, name)
-    numbers = _numbers(home)
+    """`NAME@N`, `NAME@ALIAS`, or `NAME` for its highest version that is not retired. Raises Refusal naming what there is."""
+    name, at, which = wanted.partition("@")
+    home, remote = _home(store, name), _remote(store)
+    if remote is not None:
+        remote.refresh(name)
+    now = history.state(home)
+    numbers = [n for n in _numbers(home) if n not in now.removed]
     if not numbers:
-        names = [n for n in _names(store) if _numbers(store / n)]
-        refuse(store, wanted, f"no adapter {quoted(name)}", "one of: " + (", ".join(names) or "none yet"),
-               suggestion(name, names) if names else "train one with `tuner run RECIPE`")  # fmt: skip
-    if at and (not _NUMBER.fullmatch(number) or int(number) not in numbers):
-        refuse(store, wanted, f"no version {quoted(number)} of {name}", "one of: " + ", ".join(map(str, numbers)), f"use {name}@{numbers[-1]}")
-    chosen = int(number) if at else numbers[-1]
-    return Version(name, chosen, home / str(chosen))
+        _refuse_unknown(store, wanted, name)
+    number = _latest(store, wanted, numbers, now) if not at else _number_said(store, wanted, which, numbers, now)
+    if remote is not None:
+        remote.fetch(name, number)
+    return Version(name, number, home / str(number))
+
+
+def _refuse_unknown(store: Path, wanted: str, name: str) -> NoReturn:
+    known = sorted({v.name for v, _ in versions(store)})
+    refuse(store, wanted, f"no adapter {quoted(name)}", "one of: " + (", ".join(known) or "none yet"),
+           suggestion(name, known) if known else "train one with `tuner run RECIPE`")  # fmt: skip
+
+
+def _latest(store: Path, wanted: str, numbers: list[int], now: history.State) -> int:
+    kept = [n for n in numbers if n not in now.retired]
+    if not kept:
+        refuse(
+            store,
+            wanted,
+            "every version is retired: " + ", ".join(map(str, numbers)),
+            "a name with a version in use",
+            f"tuner retire --undo {wanted}@{numbers[-1]}",
+        )
+    return kept[-1]
+
+
+def _number_said(store: Path, wanted: str, which: str, numbers: list[int], now: history.State) -> int:
+    """The number that the word after `@` means: a number itself, or an alias."""
+    name = wanted.partition("@")[0]
+    if NUMBER.fullmatch(which) and int(which) in numbers:
+        return int(which)
+    if which in now.aliases:
+        if now.aliases[which] not in numbers:
+            refuse(store, wanted, f"version {now.aliases[which]}, which does not lie there", _one_of(numbers, now), f"restore it from a copy, or move {which}")
+        return now.aliases[which]
+    if NUMBER.fullmatch(which) and int(which) in now.removed:
+        refuse(
+            store,
+            wanted,
+            f"no version {which} of {name}: it was removed, {quoted(now.removed[int(which)])}",
+            _one_of(numbers, now),
+            f"use {name}@{numbers[-1]}",
+        )
+    is_alias = re.fullmatch(history.ALIAS, which) is not None
+    what = f"no version nor alias {quoted(which)} of {name}" if is_alias else f"no version {quoted(which)} of {name}"
+    refuse(store, wanted, what, _one_of(numbers, now), f"use {name}@{(nearest(which, now.aliases) if is_alias else None) or numbers[-1]}")
+
+
+def _one_of(numbers: list[int], now: history.State) -> str:
+    aliases = ", ".join(f"{alias} ({number})" for alias, number in sorted(now.aliases.items()))
+    return "one of: " + ", ".join(map(str, numbers)) + (f"; or an alias: {aliases}" if aliases else "")
 
 
 def version_at(folder: Path) -> Version | None:
     """The version whose folder this is, or None."""
-    return Version(folder.parent.name, int(folder.name), folder) if _NUMBER.fullmatch(folder.name) and (folder / MANIFEST).is_file() else None
+    return Version(folder.parent.name, int(folder.name), folder) if NUMBER.fullmatch(folder.name) and (folder / MANIFEST).is_file() else None
 
 
 def versions(store: Path) -> list[tuple[Version, dict[str, Any] | None]]:
     """Every version of every name with its manifest, by name and number; None for one whose manifest is broken."""
-    found = [Version(name, number, store / name / str(number)) for name in _names(store) for number in _numbers(store / name)]
+    remote = _remote(store)
+    if remote is not None:
+        remote.refresh(None)
+    found = [Version(name, number, store / name / str(number)) for name in names(store) for number in _standing(store / name)]
     return [(v, _manifest_or_none(v)) for v in found]
+
+
+def _standing(home: Path) -> list[int]:
+    """Numbers of the versions that are there and were not removed: a removal may have been cut short after it was decided."""
+    try:
+        removed = history.state(home).removed
+    except Refusal:  # a broken log hides no version
+        removed = {}
+    return [n for n in _numbers(home) if n not in removed]
 
 
 def _manifest_or_none(version: Version) -> dict[str, Any] | None:
@@ -105,17 +188,35 @@ def evaluations(version: Version) -> list[Path]:
     return sorted(done, key=lambda p: ((p / "scores.json").stat().st_mtime_ns, p.name), reverse=True)
 
 
+def _remote(store: Path) -> Remote | None:
+    """What a mirror's folder mirrors. Imported where it is needed: most stores are plain folders."""
+    from tuner.artifact.remote import remote_of
+
+    return remote_of(store)
+
+
+def home_of(store: Path, name: str) -> Path:
+    """The folder of a name that has versions, its log as it is now. Raises Refusal."""
+    home, remote = _home(store, name), _remote(store)
+    if remote is not None:
+        remote.refresh(name)
+    if not _numbers(home):
+        _refuse_unknown(store, name, name)
+    return home
+
+
 def _home(store: Path, name: str) -> Path:
     if not _NAME.fullmatch(name):
         refuse(store, "adapter name", quoted(name), "1 to 64 of a-z 0-9 . _ -, starting with a letter or digit", "use NAME or NAME@VERSION")
     return store / name
 
 
-def _names(store: Path) -> list[str]:
+def names(store: Path) -> list[str]:
+    """Every name that has a folder in the store, also one without versions."""
     return sorted(p.name for p in store.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)) if store.is_dir() else []
 
 
 def _numbers(home: Path) -> list[int]:
     if not home.is_dir():
         return []
-    return sorted(int(p.name) for p in home.iterdir() if _NUMBER.fullmatch(p.name) and (p / MANIFEST).is_file())
+    return sorted(int(p.name) for p in home.iterdir() if NUMBER.fullmatch(p.name) and (p / MANIFEST).is_file())

@@ -82,8 +82,15 @@ def unservable(adapter: Adapter) -> Collector:
         collector.add(where, "base.load", precision.weights, "bf16: vLLM's LoRA kernels multiply in 16 bits only", "load it with bf16")
     if adapter.encoder.new_ids:
         collector.add(where, "template.new_tokens", f"{len(adapter.encoder.new_ids)} trained tokens", "the base's own vocabulary", "answer from transformers")
-    _add_settings(collector, where, json.loads((adapter.version.folder / "adapter_config.json").read_text(encoding="utf-8")))
-    _add_tensors(collector, where, adapter.version.folder / "adapter_model.safetensors")
+    collector.problems += unservable_files(adapter.version.folder, where).problems
+    return collector
+
+
+def unservable_files(folder: Path, where: str) -> Collector:
+    """Everything in a PEFT folder that keeps vLLM from serving it as it was trained, whatever base it is on."""
+    collector = Collector()
+    _add_settings(collector, where, json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
+    _add_tensors(collector, where, folder / "adapter_model.safetensors")
     return collector
 
 

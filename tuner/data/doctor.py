@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from tuner.catalog import choose
 from tuner.data.embedding import encoder_named
 from tuner.data.findings import SEVERITY, Check, Finding, Scene, Severity
+from tuner.data.forget import REASON as FORGOTTEN
+from tuner.data.forget import without_forgotten
 from tuner.data.language import LANGUAGES
 from tuner.data.measure import Context, CountTokens, measure
 from tuner.data.personal import Redactor
@@ -94,17 +96,19 @@ def refuse_wrong_actions(checks: Mapping[str, Check], spec: DataSpec, where: Cal
 
 
 def examine(splits: Splits, scene: Scene, checks: Mapping[str, Check], count_tokens: CountTokens | None = None, tick: Tick | None = None) -> Checked:
-    """Redact what the recipe names, then run every check that is not off.
+    """Redact what the recipe names, leave out what it says to forget, then run every check that is not off.
 
     Records that single-record checks drop are gone before records are compared with each other.
     """
-    splits, hidden = redacted(splits, scene.spec.redact, scene.task == "json")
+    as_read = splits
+    splits, hidden = redacted(as_read, scene.spec.redact, scene.task == "json")
+    splits, forgotten = without_forgotten(splits, as_read, scene.spec.forget)
     active = {name: check for name, check in checks.items() if check.action(scene.spec, name) != "off"}
     measured = measure(splits, scene, active, count_tokens, None if tick is None else lambda done, of: tick("records", done, of))
     found: dict[str, list[Finding]] = {name: [] for name in checks}
     for finding in splits.findings:
         found[finding.check].append(finding)
-    dropped: dict[str, Counter[tuple[str, str]]] = {}
+    dropped: dict[str, Counter[tuple[str, str]]] = {FORGOTTEN: forgotten} if forgotten else {}
     gone: set[int] = set()
 
     def leave_out(name: str, positions: Iterable[int]) -> None:

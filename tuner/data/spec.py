@@ -48,6 +48,8 @@ def _one_or_many(value: object) -> object:
 
 
 Names = Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Digests = Annotated[list[Digest], BeforeValidator(_one_or_many, json_schema_input_type=Digest | list[Digest])]
 
 
 def _path_alone(value: object) -> object:
@@ -145,6 +147,9 @@ class DataSpec(Section):
     canaries: CanarySpec | None = Field(None, description="plant made-up secrets in train, to measure memorisation; default: none")
     redact: Names = Field(
         default_factory=list, description="kinds of personal data and secrets to replace by typed placeholders, or [all]; see `tuner show personal`"
+    )
+    forget: Digests = Field(
+        default_factory=list, description="content hashes (sha256:…) of records left out of every split and counted as `forget`; see `tuner forget`"
     )
     checks: dict[str, Action] = Field(default_factory=dict, description="what each check may do: refuse, warn, drop (counted) or off; see `tuner show checks`")
     max_record_bytes: int = Field(1_048_576, ge=1024, description="a longer line is refused (bytes)")

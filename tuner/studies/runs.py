@@ -13,7 +13,8 @@ from typing import Any
 from tuner import pipeline
 from tuner.artifact.adapter import Adapter, open_adapter
 from tuner.artifact.manifest import read_manifest
-from tuner.artifact.store import Version, versions
+from tuner.artifact.remote import beside
+from tuner.artifact.store import Version, find, versions
 from tuner.errors import refuse
 from tuner.fingerprint import library_versions
 from tuner.recipe import NAME, Recipe, load_recipe
@@ -24,7 +25,7 @@ MOST_NAME = 64
 
 def folder_of(store: Path, name: str) -> Path:
     """Where a study of this name is kept: `studies/NAME`, beside the store."""
-    return store.absolute().parent / "studies" / name
+    return beside(store).absolute().parent / "studies" / name
 
 
 def refuse_ranks(what: str) -> None:
@@ -59,7 +60,7 @@ def finished(store: Path, recipe: Recipe, records: Mapping[str, str]) -> Version
             splits = manifest["data"]["splits"]
             same = all(splits.get(split, {}).get("digest") == digest for split, digest in records.items())
             if same and manifest["versions"] == library_versions():
-                return version
+                return find(store, version.label)  # whole, where the store is a remote one
     return None
 
 
