@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from tests.conftest import graded_colours_in, jsonl, tuner
+from tests.conftest import graded_colours_in, jsonl, tuner, writable_copy
 from tuner.evaluate.spec import EvaluateSpec, GateSpec
 from tuner.recipe import load_recipe
 
@@ -47,7 +47,7 @@ def seeds(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 @pytest.fixture
 def folder(seeds: tuple[Path, Any], tmp_path: Path) -> Path:
     """A copy that a test may change."""
-    return Path(shutil.copytree(seeds[0], tmp_path / "copy", copy_function=shutil.copy2))
+    return writable_copy(seeds[0], tmp_path / "copy")
 
 
 def evaluations(folder: Path, number: int) -> list[Path]:

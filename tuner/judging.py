@@ -72,9 +72,8 @@ def judged(recipe: Recipe, adapter: Adapter, splits: Splits, version: Version, l
     if recipe.data.rehearsal is not None and "forgetting" in graded.scores["suites"]:
         facts["rehearsal"] = _bought(recipe, version, graded)
     scores, broken_rule = _gated({**graded.scores, **facts}, recipe)
-    evaluation = _kept(version, scores, graded)
     listener.stage("report", "writing the report")
-    write_report(version.folder, evaluation)  # from finished files: should it fail, no answer is lost
+    evaluation = _kept(version, scores, graded)
     if broken_rule is not None:
         raise broken_rule
     return evaluation, scores
@@ -208,6 +207,7 @@ def _kept(version: Version, scores: dict[str, Any], graded: Graded) -> Path:
     def fill(stage: Path) -> None:
         (stage / "scores.json").write_text(json_text(scores), encoding="utf-8")
         (stage / "answers.jsonl").write_text("".join(_line(row) for row in graded.answers), encoding="utf-8")
+        write_report(version.folder, stage)  # should it fail, no answer is lost: they are remembered
 
     return add_evaluation(version, f"{scores['created'][:10]}-{digest_json(scores)[7:13]}", fill)
 

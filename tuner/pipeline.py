@@ -34,7 +34,7 @@ from tuner.data.findings import SEVERITY, Finding, Scene, finding, remark
 from tuner.data.record import Message, Record
 from tuner.data.spec import CutSpec, SourceSpec
 from tuner.data.splits import REHEARSAL, Splits, read_splits, sources_of
-from tuner.durable import ensure_folder, json_text
+from tuner.durable import ensure_folder, ensure_shared_folder, json_text
 from tuner.errors import Problem, Refusal, refuse
 from tuner.fingerprint import git_state, hardware, library_versions
 from tuner.judging import recipe_place
@@ -432,7 +432,8 @@ def _ready(recipe: Recipe, store: Path, listener: Listener, reuse: bool, grade_l
 
 
 def _prepared_or_finished(recipe: Recipe, store: Path, listener: Listener, reuse: bool, grade_left: bool) -> Prepared | Run:
-    ensure_folder(store / recipe.name)
+    ensure_shared_folder(store)
+    ensure_shared_folder(store / recipe.name)
     _refuse_unpublishable(recipe, store)
     listener.stage("data", "reading and checking records")
     prepared = prepare(recipe, listener)

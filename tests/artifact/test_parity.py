@@ -13,6 +13,7 @@ import pytest
 import tuner
 from tests.artifact.test_adapter import reseal, trained  # noqa: F401 (a fixture)
 from tests.conftest import tuner as command
+from tests.conftest import writable_copy
 from tuner import pipeline
 from tuner.artifact.parity import check_parity, compare, plain_prompts, probes
 from tuner.data.record import Message
@@ -55,14 +56,12 @@ def test_a_new_version_is_served_by_llama_cpp_with_equal_prompts_and_answers(tra
 
 
 def test_a_changed_serving_template_is_shown_with_what_it_usually_is(trained: tuple[Path, Path], tiny_base: Path, tmp_path: Path) -> None:  # noqa: F811
-    import shutil
-
     adapter = tuner.load_adapter("colours@1", trained[0], base=tiny_base)
     encoder = adapter.encoder
     asked = [tuple(encoder.template.with_system(c)) for c in probes(encoder)]
     ours = [encoder.prompt_ids(c) for c in asked]
     served = tmp_path / "served"
-    shutil.copytree(trained[1], served)
+    writable_copy(trained[1], served)
     source = (served / "chat_template.jinja").read_text(encoding="utf-8")
     begin = [encoder.begin_id] if encoder.begin_id is not None else []
     cases: dict[str, tuple[list[list[int]], str]] = {
@@ -81,9 +80,7 @@ def test_a_changed_serving_template_is_shown_with_what_it_usually_is(trained: tu
 
 
 def test_parity_of_a_version_whose_template_was_changed_is_refused_first(trained: tuple[Path, Path], tiny_base: Path, tmp_path: Path) -> None:  # noqa: F811
-    import shutil
-
-    shutil.copytree(trained[0], tmp_path / "store")
+    writable_copy(trained[0], tmp_path / "store")
     folder = tmp_path / "store" / "colours" / "1"
     (folder / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
     reseal(folder)
