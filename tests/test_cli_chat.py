@@ -21,17 +21,9 @@ import tuner
 from tests.artifact.test_adapter import trained  # noqa: F401 (a fixture)
 from tuner.artifact.adapter import Adapter
 
-# The command line with `chat` in it, wherever it is put together.
-TUNER = (
-    "import tuner.cli as cli, tuner.cli_chat as chat\n"
-    "known = {c.callback for c in cli.app.registered_commands}\n"
-    "[cli.app.command()(c) for c in chat.COMMANDS if c not in known]\n"
-    "cli.main()"
-)
-
 
 def command(store: Path, base: Path, *more: str) -> list[str]:
-    return [sys.executable, "-c", TUNER, "chat", "colours@1", "--store", str(store), "--base", str(base), "--max-new-tokens", "6", *more]
+    return [sys.executable, "-m", "tuner", "chat", "colours@1", "--store", str(store), "--base", str(base), "--max-new-tokens", "6", *more]
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +96,7 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
+@pytest.mark.slow
 def test_in_a_terminal_ctrl_c_stops_the_answer_ctrl_d_leaves_and_two_columns_are_shown(
     adapter: Adapter,
     trained: tuple[Path, Path],  # noqa: F811

@@ -124,6 +124,14 @@ def test_files_are_readable_as_the_umask_allows(tmp_path: Path) -> None:
     assert (tmp_path / "22").read_bytes() == "é\n".encode()
 
 
+def test_a_frozen_file_is_written_by_nobody_and_replaced_by_its_owner(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        with umask(0o027):
+            write_text(tmp_path / "report.md", text, frozen=True)
+        assert (tmp_path / "report.md").read_text() == text and stat.S_IMODE((tmp_path / "report.md").stat().st_mode) == 0o440
+    assert [p.name for p in tmp_path.iterdir()] == ["report.md"]
+
+
 def test_json_is_sorted_utf_8_and_holds_no_nan(tmp_path: Path) -> None:
     assert json_text({"b": 1, "a": "é"}) == '{\n  "a": "é",\n  "b": 1\n}\n'
     for number in (float("nan"), float("inf")):

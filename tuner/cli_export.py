@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.cli_words import AsJson, BaseFolder, Name, Store
+from tuner.cli_words import AsJson, BaseFolder, Name, Store, store_folder
 from tuner.errors import Refusal, refuse
 from tuner.safe_text import quoted, visible
 from tuner.telling import Teller, err, out, shown_path
@@ -49,7 +49,7 @@ def export(
     from tuner.artifact.store import find, version_at
 
     limit = tolerance_of(tolerance) if tolerance is not None else None
-    version = version_at(Path(name)) or find(Path(store or "adapters"), name)
+    version = version_at(Path(name)) or find(store_folder(store or "adapters"), name)
     asked, source = _conversations(version, prompts)
     with Teller() as teller:
         teller.stage("export", f"{version.label} as {target}")

@@ -177,7 +177,7 @@ def _forgetting_lines(plan: Forgetting, apply: bool) -> list[str]:
     if not plan.concerned:
         seen = len({u.version.label for u in plan.trace.uses})
         lines = ["no version was trained on it" + (f"; {seen} saw it otherwise (tuner lineage says how)" if seen else ""), *_not_looked_at(plan.trace)]
-        return lines + _near_left(plan)
+        return [*lines, *_near_left(plan), *(f"quoted in {shown_path(path)}" for path in plan.quoting)]
     lines = [f"{len(plan.hashes)} record{'' if len(plan.hashes) == 1 else 's'}: {', '.join(h[:19] for h in plan.hashes)}"]
     for concern in plan.concerned:
         how = "trained on it" if concern.through is None else f"continues {concern.through}"

@@ -36,13 +36,15 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old content or the new, never a part of it."""
+def write_bytes(path: Path, data: bytes, frozen: bool = False) -> None:
+    """Write `data` to `path` so that a reader sees the old content or the new, never a part of it. A `frozen` file can be replaced, not written."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with open(aside, "xb") as out:
             out.write(data)
             out.flush()
+            if frozen:
+                os.chmod(out.fileno(), FROZEN_FILE & ~umask())
             os.fsync(out.fileno())
         os.replace(aside, path)
     except BaseException:
@@ -52,8 +54,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     _sync(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
+def write_text(path: Path, text: str, frozen: bool = False) -> None:
+    write_bytes(path, text.encode("utf-8"), frozen)
 
 
 def write_new(path: Path, data: bytes) -> bool:

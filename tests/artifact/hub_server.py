@@ -211,6 +211,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.hub.objects[value["oid"]]
             elif line["key"] == "deletedFile":
                 files.pop(value["path"])
+            elif line["key"] == "deletedFolder":
+                files = {path: data for path, data in files.items() if not path.startswith(value["path"].rstrip("/") + "/")}
         made = repo.commit(branch, files, header["summary"])
         self._json(200, {"success": True, "commitOid": made.id, "commitUrl": f"{self.hub.endpoint}/{name}/commit/{made.id}", "hookOutput": ""})
 

@@ -127,7 +127,8 @@ BAD: tuple[tuple[str, Any], ...] = (
     ("target_modules", ["q_proj", "k_proj"]), ("target_modules", ["k_proj"]), ("target_modules", ["proj"]),
     ("modules_to_save", EVIL), ("modules_to_save", [EVIL]), ("modules_to_save", ["lm_head"]), ("modules_to_save", []),
     ("exclude_modules", EVIL), ("exclude_modules", ["k_proj"]), ("layers_pattern", EVIL), ("layers_pattern", ["layers"]), ("layers_to_transform", [0]),
-    ("target_parameters", ["a"]), ("layer_replication", [[0, 1]]), ("rank_pattern", {EVIL: 2}), ("rank_pattern", {"k_proj": 2}), ("rank_pattern", {"q_proj": 2}),
+    ("target_parameters", ["a"]), ("layer_replication", [[0, 1]]), ("rank_pattern", {EVIL: 2}), ("rank_pattern", {"k_proj": 2}),
+    ("rank_pattern", {"q_proj": 2}),
     ("rank_pattern", {"model.layers.0.self_attn.q_proj": 3}), ("rank_pattern", {"model.layers.0.self_attn.q_proj": 10**9}), ("rank_pattern", [2]),
     ("alpha_pattern", {EVIL: 2}), ("alpha_pattern", {"model.layers.0.self_attn.q_proj": 1e12}), ("alpha_pattern", {"q_proj": 2.0}),
     ("r", 10**9), ("r", 0), ("r", -1), ("r", 2.5), ("r", True), ("r", "2"), ("r", None), ("r", 3), ("r", MOST_RANK + 1),
@@ -184,7 +185,8 @@ def test_prompt_methods_name_no_tokenizer_and_only_their_one_tensor() -> None:
 # --- strict JSON ---------------------------------------------------------------------------------------------------
 
 MALFORMED = (
-    b"", b"{", b"{}{}", b"nul", b"{'a': 1}", b'{"a": NaN}', b'{"a": Infinity}', b'{"a": -Infinity}', b'{"a": 1e999}', b'{"a": 1, "a": 1}', b'{"a": {"b": 1, "b": 2}}',
+    b"", b"{", b"{}{}", b"nul", b"{'a': 1}", b'{"a": NaN}', b'{"a": Infinity}', b'{"a": -Infinity}', b'{"a": 1e999}', b'{"a": 1, "a": 1}',
+    b'{"a": {"b": 1, "b": 2}}',
     b'{"a": ' + b"9" * 65 + b"}", b'{"a": ' + b"9" * 5000 + b"}", b'{"a": 0.' + b"1" * 100 + b"}", b"[" * 33 + b"]" * 33, b"[" * 100_000, b'{"a":' * 50_000,
     b'"' + b'\\"' * 400_000, b'{"a": "\xff"}', b'\xef\xbb\xbf{"a": 1}', '{"a": 1}'.encode("utf-16"), b'{"a": "\\ud800"}', b'{"\\udfff": 1}', b'{"a": "\n"}',
     b'{"a": "' + b"x" * 2**20 + b'"}',
@@ -223,3 +225,29 @@ def test_an_adapter_that_does_not_cover_what_its_targets_mean_is_refused_before_
     wide = {n: torch.zeros(t.shape[0], t.shape[1] + 1) if n.endswith("lora_A.weight") else t for n, t in tensors.items()}
     assert "the base's" in refused(wide)
     assert set(read_header(tmp_path / "w")) == set(tensors) and LAYER in str(sorted(tensors))
+
+
+def test_an_adapter_that_reaches_into_another_on_the_same_base_is_refused(tmp_path: Path) -> None:
+    """Served beside others, it would change their answers."""
+    from peft import LoraConfig, get_peft_model
+
+    def given(rank: int, path: str, inputs: int, outputs: int, **changes: Any) -> Payload:
+        shapes = {f"base_model.model.{path}.lora_A.weight": [rank, inputs], f"base_model.model.{path}.lora_B.weight": [outputs, rank]}
+        more = {f"base_model.model.{n}": s for n, s in changes.pop("saved", {}).items()}
+        shutil.rmtree(tmp_path / "v", ignore_errors=True)
+        config = {**CONFIG, "r": rank, "target_modules": [path], **changes}
+        return refuse_unsafe(tmp_path / "v", toy_version(tmp_path / "v", config, safetensors(shapes | more)))
+
+    held = {"modules_to_save": ["norm"], "trainable_token_indices": {"embed_tokens": [1]}}
+    host = get_peft_model(base_for("lora"), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4, **held)).get_base_model()
+    layer = "model.layers.0.self_attn.q_proj"
+    refuse_unfit("toy@1", given(2, layer, 32, 32), host)
+    refuse_unfit("toy@1", given(2, layer, 32, 32, modules_to_save=["model.norm"], saved={"model.norm.weight": [32]}), host)
+    rows = {"trainable_token_indices": {"embed_tokens": [5]}, "saved": {"model.embed_tokens.token_adapter.trainable_tokens_delta": [1, 32]}}
+    refuse_unfit("toy@1", given(2, layer, 32, 32, **rows), host)
+    for payload in (
+        given(2, f"{layer}.base_layer", 32, 32), given(2, f"{layer}.lora_A.default", 32, 4), given(2, "model.norm.original_module", 32, 32),
+        given(2, layer, 32, 32, modules_to_save=["lora_A.default"], saved={f"{layer}.lora_A.default.weight": [4, 32]}),
+        given(2, layer, 32, 32, modules_to_save=["q_proj.base_layer"], saved={f"{layer}.base_layer.weight": [32, 32]}),
+    ):  # fmt: skip
+        assert is_unfit(payload, host)

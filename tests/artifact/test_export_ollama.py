@@ -43,7 +43,7 @@ def go_render(source: str, messages: Sequence[Message]) -> str:
 
     def holds(words: list[str], dot: Any) -> bool:
         assert words[0] in ("eq", "ne") and len(words) == 3, words
-        return (value(words[1], dot) == value(words[2], dot)) == (words[0] == "eq")
+        return bool((value(words[1], dot) == value(words[2], dot)) == (words[0] == "eq"))
 
     def run(at: int, dot: Any, alive: bool) -> int:
         """Runs up to the `end` or `else` that closes this level; gives its place."""
@@ -122,13 +122,40 @@ def conversations(with_system: bool) -> Iterator[list[Message]]:
 
 
 @pytest.fixture(scope="module")
+def templates(encoder: Any) -> dict[str, ChatTemplate]:
+    """Every format with its family's own beginning and end, and SmolLM2's own template."""
+    ends = {name: FAMILIES.get(name, ((), "<|im_start|>", "<|im_end|>"))[1:] for name in FORMATS}
+    made = {name: ChatTemplate(FORMATS[name].text, {"bos_token": bos, "eos_token": eos}) for name, (bos, eos) in ends.items()}
+    return {**made, "its own": encoder.template}
+
+
+@pytest.fixture(scope="module")
 def encoders(smollm2: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Encoder]:
     home = tmp_path_factory.mktemp("formats")
     made = {name: open_encoder(format_base(name, smollm2.folder, home / name), TemplateSpec(format=name), name) for name in FORMATS}
     return {**made, "its own": open_encoder(smollm2.folder, TemplateSpec(), "smollm2")}
 
 
-def test_every_format_is_written_and_its_template_gives_the_ids_of_training(encoders: dict[str, Encoder]) -> None:
+def test_every_format_is_written_and_its_template_gives_the_text_of_training(templates: dict[str, ChatTemplate]) -> None:
+    swept = 0
+    for name, template in templates.items():
+        turns = turns_of(template, name, (TRIM,))
+        written = dict(read_modelfile(modelfile("m.gguf", turns, None, ["<end>"], 512)))
+        for conversation in conversations(name not in WITHOUT_SYSTEM):
+            asked = [m.saying(m.content.strip(), m.tool_calls, m.tools) for m in conversation] if name in TRIMMING else conversation
+            assert go_render(written["template"], asked) == turns.render(asked) == template.render(asked, generation_prompt=True), (name, asked)
+            swept += 1
+    assert len(templates) == 11 and swept == 11 * 96 - 48
+
+
+def test_the_text_of_smollm2s_own_template_has_the_ids_of_training(encoder: Any) -> None:
+    written = go_template(turns_of(encoder.template, "its own"))
+    swept = [(go_render(written, c), encoder.prompt_ids(c)) for c in conversations(True)]
+    assert len(swept) == 96 and all(encoder.tokenizer.encode(text, add_special_tokens=False).ids == ids for text, ids in swept)
+
+
+@pytest.mark.slow
+def test_every_format_on_a_tokenizer_of_its_family_gives_the_ids_of_training(encoders: dict[str, Encoder]) -> None:
     swept = 0
     for name, encoder in encoders.items():
         turns = turns_of(encoder.template, name, (TRIM,))
@@ -143,11 +170,11 @@ def test_every_format_is_written_and_its_template_gives_the_ids_of_training(enco
     assert len(encoders) == 11 and swept == 11 * 96 - 48 and set(FAMILIES) <= set(encoders)
 
 
-def test_a_template_that_trims_is_refused_unless_that_is_allowed(encoders: dict[str, Encoder]) -> None:
+def test_a_template_that_trims_is_refused_unless_that_is_allowed(templates: dict[str, ChatTemplate]) -> None:
     refused = set()
-    for name, encoder in encoders.items():
+    for name, template in templates.items():
         try:
-            turns_of(encoder.template, name)
+            turns_of(template, name)
         except Refusal as refusal:
             assert "cannot trim" in str(refusal) and "--allow trim" in str(refusal)
             refused.add(name)
@@ -160,7 +187,7 @@ def test_a_template_that_trims_is_refused_unless_that_is_allowed(encoders: dict[
         "{% for m in messages %}{{ m.role }}: {{ m.content | upper }}\n{% endfor %}",
         "{% for m in messages %}{{ m.role }}{{ loop.index }}: {{ m.content }}\n{% endfor %}",
         "{% for m in messages %}{{ m.role }}: {% if 'think' in m.content %}!{% endif %}{{ m.content }}\n{% endfor %}",
-        "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}\n{% endfor %}",
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}\n{% endfor %}",
         "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if messages | length > 4 %} {% endif %}\n{% endfor %}",
         "{{ messages[-1].content }}", "{% for m in messages | reverse %}{{ m.content }}{% endfor %}", "{{ raise_exception('no') }}",
         "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
@@ -189,16 +216,16 @@ def test_the_modelfile_is_greedy_and_ends_where_the_artifact_does() -> None:
     ]  # fmt: skip
 
 
-def test_an_answer_that_was_begun_is_gone_on_with(encoders: dict[str, Encoder]) -> None:
-    template = go_template(turns_of(encoders["chatml"].template, "chatml"))
+def test_an_answer_that_was_begun_is_gone_on_with(templates: dict[str, ChatTemplate]) -> None:
+    template = go_template(turns_of(templates["chatml"], "chatml"))
     assert go_render(template, [Message("user", "q"), Message("assistant", "beg")]).endswith("<|im_start|>assistant\nbeg")
 
 
-def test_turns_in_an_order_it_does_not_know_are_refused(encoders: dict[str, Encoder]) -> None:
-    turns = turns_of(encoders["gemma"].template, "gemma", (TRIM,))
+def test_turns_in_an_order_it_does_not_know_are_refused(templates: dict[str, ChatTemplate]) -> None:
+    turns = turns_of(templates["gemma"], "gemma", (TRIM,))
     for roles in (("system", "user"), ("user", "user"), ("assistant", "user")):
         with pytest.raises(Refusal, match="in turn"):
-            turns.render([Message(role, "x") for role in roles])  # type: ignore[arg-type]
+            turns.render([Message(role, "x") for role in roles])
 
 
 def test_the_sources_of_the_evaluation_are_few() -> None:

@@ -55,7 +55,7 @@ def flown(decoder: Decoder, prompts: list[list[int]], tokens: list[int], draw: r
     return answers
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_rows_that_join_and_leave_at_random_say_what_greedy_says_for_each(decoder: Decoder, seed: int) -> None:
     draw = random.Random(seed)
     prompts = prompts_of(draw, 24)
@@ -151,7 +151,7 @@ def test_sampled_rows_depend_on_their_seed_alone_whatever_else_flies(decoder: De
         said: list[list[int]] = [[] for _ in prompts]
         flight = Flight(Decoder(decoder.model, 2, frozenset()))
         for i, prompt in enumerate(prompts):
-            flight.join(i, prompt, 15, sampling[i])
+            flight.join(i, prompt, 8, sampling[i])
             while not together and len(flight):
                 for key, token in flight.step():
                     said[key] += [] if token is None else [token]

@@ -350,7 +350,7 @@ STORE = """
 import json, os, sys
 from pathlib import Path
 from tests.artifact.test_hub import fill, evaluated
-from tuner.artifact.remote import store_folder
+from tuner.artifact.remote import remote_of, store_folder
 from tuner.artifact.store import publish, find, add_evaluation, latest_evaluation
 from tuner.artifact import history
 from tuner.artifact.manifest import verify
@@ -363,6 +363,7 @@ history.append(store / "toy", 0, "promote", 2, "production", "ann", "better")
 os.environ["XDG_CACHE_HOME"] = sys.argv[1] + "/two"
 there = store_folder("hf://team/store/below")
 found = find(there, "toy@production")
+remote_of(there).remove("toy", 1)
 print(json.dumps([first.number, second.number, found.number, verify(found.folder)["version"], latest_evaluation(found).name]))
 """
 
@@ -381,7 +382,8 @@ def test_a_repository_can_be_a_store_one_commit_a_version_and_none_on_a_moved_br
     assert version.parent is not None
     new = set(version.files) - set(repo.at(version.parent).files)  # type: ignore[union-attr]
     assert new == {f"below/toy/2/{name}" for name in SENT}
-    assert "theirs.txt" in repo.commits[-1].files
+    last = repo.commits[-1]
+    assert last.summary == "remove toy@1" and "theirs.txt" in last.files and not [path for path in last.files if path.startswith("below/toy/1/")]
 
 
 # --- the command line ----------------------------------------------------------------------------------------------

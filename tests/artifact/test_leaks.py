@@ -207,6 +207,11 @@ def test_the_line_of_a_find_is_its_own(tmp_path: Path) -> None:
     assert [(leak.line, leak.kind) for leak in scan(tmp_path, ["train_log.jsonl"])] == [(18, "npm_token"), (31, "assigned_secret")]
 
 
+def test_a_secret_spelt_in_html_is_found() -> None:
+    written = html.escape(f'password = "{drawn(14)}"')
+    assert [(leak.line, leak.kind) for leak in scan_text(f"<p>\n<code>{written}</code>", "evaluations/a/report.html")] == [(2, "assigned_secret")]
+
+
 def test_a_vocabulary_and_weights_are_not_searched(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "merges.txt", "model.gguf"):
         (tmp_path / name).write_text(SECRETS["npm_token"])

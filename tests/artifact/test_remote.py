@@ -21,6 +21,7 @@ import pytest
 
 from tests.artifact.test_store import refusal
 from tests.conftest import ROOT, colours_in, graded_colours_in, tuner
+from tests.faults import KILLED, OS_ERROR, REFUSED, swept
 from tuner.artifact import history
 from tuner.artifact.backends import BACKENDS, open_backend, reaching, url_of
 from tuner.artifact.manifest import MANIFEST, verify, write_manifest
@@ -196,9 +197,17 @@ def test_a_changed_file_is_refused_by_name_and_never_lies_in_the_mirror(machines
     assert verify(find(machines.at("two"), "toy@1").folder)["version"] == 1
 
 
+def test_a_version_that_was_exchanged_as_a_whole_is_refused_where_it_was_seen_before(machines: Machines) -> None:
+    version = publish(machines.at("one"), "toy", fill)
+    other = json.loads((version.folder / MANIFEST).read_text())
+    machines.overwrite(f"toy/1/{MANIFEST}", signed({**other, "note": "exchanged"}))
+    assert "another manifest than was read here before" in refusal(lambda: find(machines.at("one"), "toy"))
+    assert verify(find(machines.at("two"), "toy").folder)["note"] == "exchanged"  # who never saw it cannot know
+
+
 def test_a_missing_file_is_refused_and_the_others_are_not_brought_again(machines: Machines) -> None:
     publish(machines.at("one"), "toy", fill)
-    machines.backend.remove(["toy/1/sub/note.txt"], "")
+    machines.backend.remove("toy/1/sub", "note.txt", "")
     assert "sub/note.txt\n  found     no such file" in refusal(lambda: find(machines.at("two"), "toy"))
     waiting = machines.at("two") / ".fetched/toy/1/adapter_model.safetensors"
     seen = waiting.stat().st_ino
@@ -209,10 +218,13 @@ def test_a_missing_file_is_refused_and_the_others_are_not_brought_again(machines
 
 def test_a_mirror_of_another_store_at_the_same_url_is_emptied_first(machines: Machines) -> None:
     publish(machines.at("one"), "toy", fill)
-    backend = machines.backend
-    backend.remove([*backend.files(""), ".tuner-store.json"], "")
-    assert publish(machines.at("two"), "other", fill).label == "other@1"
-    assert [v.label for v, _ in versions(machines.at("one"))] == ["other@1"]
+    machines.backend.remove("", ".tuner-store.json", "")
+
+    def other(stage: Path, number: int) -> None:
+        write_manifest(stage, {"name": "toy", "version": number, "of": "another store"})
+
+    assert publish(machines.at("two"), "toy", other).label == "toy@1"
+    assert verify(find(machines.at("one"), "toy").folder)["of"] == "another store"
 
 
 # --- faults --------------------------------------------------------------------------------------------------------
@@ -329,6 +341,50 @@ def test_four_processes_of_five_publishes_over_a_url_give_twenty_versions_each_w
     assert [verify(find(store, f"busy@{n}").folder)["version"] for n in range(1, 21)] == list(range(1, 21))
 
 
+# --- every I/O call ------------------------------------------------------------------------------------------------
+# tests/faults.py calls these three in a process with the fault shim preloaded.
+
+
+def before(root: Path) -> None:
+    """A store at a file:// URL with one version, published from this very mirror."""
+    os.environ["XDG_CACHE_HOME"] = str(root / "cache")
+    publish(store_folder(f"file://{root}/far"), "toy", fill)
+
+
+def work(root: Path) -> None:
+    os.environ["XDG_CACHE_HOME"] = str(root / "cache")
+    publish(store_folder(f"file://{root}/far"), "toy", fill)
+
+
+def after(root: Path, mode: str, status: int) -> None:
+    """The second version is there whole or not at all, for this machine and for another; the next one is published and found by both."""
+    assert status in {0, KILLED} if mode in ("kill", "torn", "power_loss") else status in {0, OS_ERROR, REFUSED}
+    os.environ["XDG_CACHE_HOME"] = str(root / "other")
+    other = store_folder(f"file://{root}/far")
+    seen = [v.number for v, _ in versions(other)]
+    assert seen in ([[1, 2]] if status == 0 else [[1], [1, 2]])
+    assert all(verify(find(other, f"toy@{n}").folder)["version"] == n for n in seen)
+    work(root)
+    mine = store_folder(f"file://{root}/far")
+    later = [v.number for v, _ in versions(mine)]
+    assert later[: len(seen)] == seen and len(later) == len(seen) + 1
+    assert all(verify(find(store, f"toy@{n}").folder)["version"] == n for store in (mine, other) for n in later)
+    assert {p.name for p in (root / "far/toy").iterdir()} == {"numbers", *map(str, later)}  # what it left was swept
+
+
+def test_a_fault_at_many_io_calls_of_a_publish_over_a_url_leaves_whole_versions_only() -> None:
+    found = swept("tests.artifact.test_remote", modes=("kill", "full"), pick=9)
+    assert found["failures"] == []
+    assert found["statuses"]["kill"][str(KILLED)] > 10 and found["statuses"]["full"][str(OS_ERROR)] > 10
+
+
+@pytest.mark.slow
+def test_a_fault_at_every_io_call_of_a_publish_over_a_url_leaves_whole_versions_only() -> None:
+    found = swept("tests.artifact.test_remote")
+    assert found["failures"] == []
+    assert found["statuses"]["kill"] == found["statuses"]["power_loss"] == {str(KILLED): len(found["calls"])} and len(found["calls"]) > 100
+
+
 # --- S3 alone ------------------------------------------------------------------------------------------------------
 
 
@@ -415,11 +471,12 @@ def test_every_protocol_says_what_it_promises() -> None:
 def test_a_key_that_would_leave_the_mirror_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machines = Machines(f"memory://team-{secrets.token_hex(4)}", tmp_path, monkeypatch)
     publish(machines.at("one"), "toy", fill)
-    machines.backend.fs.store[f"{machines.backend.fs._strip_protocol(machines.backend.root)}/toy/2/../../../evil/{MANIFEST}"] = machines.backend.fs.store[
-        next(k for k in machines.backend.fs.store if k.endswith("toy/1/manifest.json"))
-    ]
+    kept = machines.backend.fs.store
+    root = machines.backend.fs._strip_protocol(machines.backend.root)
+    for key in ("../7", "toy/../7", "toy\\x/7", "./7"):
+        kept[f"{root}/{key}/{MANIFEST}"] = kept[f"{root}/toy/1/{MANIFEST}"]
     assert [v.label for v, _ in versions(machines.at("two"))] == ["toy@1"]
-    assert not list(tmp_path.rglob("evil"))
+    assert [p for p in tmp_path.rglob("7") if p.is_dir()] == []
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "a\\b", "evaluations/x/scores.json", "manifest.json", "a\nb", "C:x"])
@@ -490,7 +547,7 @@ def test_a_recipe_trained_into_a_url_is_listed_graded_and_loaded_on_another_mach
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "four"))
     from tuner.artifact.adapter import load_adapter
 
-    assert isinstance(load_adapter("colours@1", url).answer("thing number 1 please"), str)
+    assert isinstance(load_adapter("colours@1", url, base=tiny_base).answer("thing number 1 please"), str)
 
 
 def test_a_recipe_with_a_secret_is_refused_before_it_is_trained_into_a_url(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

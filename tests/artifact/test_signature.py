@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from typer.testing import CliRunner
 
-from tests.artifact.toy import seal, sha256, toy_version
+from tests.artifact.toy import FACTS, seal, sha256, toy_version
 from tuner.artifact import signature
+from tuner.artifact.history import append
 from tuner.artifact.manifest import verify
 from tuner.artifact.signature import BUNDLE, check_signatures, key_id, make_key, read_private, read_public, sign
 from tuner.artifact.store import Version
+from tuner.cli_trust import COMMANDS
 from tuner.errors import Refusal
 
 
@@ -55,7 +59,11 @@ def refused(version: Version, *keys: Path) -> str:
 
 
 def pem(key: Any, path: Path, **changes: Any) -> Path:
-    given = {"encoding": serialization.Encoding.PEM, "format": serialization.PrivateFormat.PKCS8, "encryption_algorithm": serialization.NoEncryption()} | changes
+    given = {
+        "encoding": serialization.Encoding.PEM,
+        "format": serialization.PrivateFormat.PKCS8,
+        "encryption_algorithm": serialization.NoEncryption(),
+    } | changes
     path.write_bytes(key.private_bytes(**given))
     path.chmod(0o600)
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
@@ -215,7 +223,9 @@ def test_ec_keys_sign_as_model_transparency_expects(curve: Any, version: Version
     public = serialization.load_pem_public_key((tmp_path / "ec.public.pem").read_bytes())
     assert isinstance(public, ec.EllipticCurvePublicKey)
     algorithm = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}[curve.key_size]
-    public.verify(base64.b64decode(envelope["signatures"][0]["sig"]), b"DSSEv1 28 application/vnd.in-toto+json %d %b" % (len(payload), payload), ec.ECDSA(algorithm))
+    public.verify(
+        base64.b64decode(envelope["signatures"][0]["sig"]), b"DSSEv1 28 application/vnd.in-toto+json %d %b" % (len(payload), payload), ec.ECDSA(algorithm)
+    )
 
 
 def test_model_transparency_itself_verifies_what_an_ec_key_signed(version: Version, tmp_path: Path) -> None:
@@ -226,3 +236,66 @@ def test_model_transparency_itself_verifies_what_an_ec_key_signed(version: Versi
     assert subprocess.run(list(map(str, command)), check=False, capture_output=True).returncode == 0
     (version.folder / "README.md").write_text("# evil\n", encoding="utf-8")
     assert subprocess.run(list(map(str, command)), check=False, capture_output=True).returncode != 0
+
+
+# --- the commands --------------------------------------------------------------------------------------------------
+
+
+def run(*words: str | Path) -> str:
+    """What a command printed, on one line. Raises what it raised."""
+    app = typer.Typer()
+    for command in COMMANDS:
+        app.command()(command)
+    done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert done.exit_code == 0
+    return " ".join(done.output.split())
+
+
+def test_the_commands_make_a_key_sign_and_verify_and_say_what_was_checked_in_numbers(version: Version, tmp_path: Path) -> None:
+    store, key, public = version.folder.parent.parent, tmp_path / "team.pem", tmp_path / "team.public.pem"
+    assert "signatures none" in run("verify", "toy@1", "--store", store)
+    with pytest.raises(Refusal, match="signed by nobody"):
+        run("sign", "--new-key", key)
+        run("verify", "toy@1", "--store", store, "--key", public)
+    assert "signed toy@1 by key" in run("sign", "toy@1", "--key", key, "--store", store)
+    assert "1 by keys that you did not name, which proves nothing" in run("verify", "toy@1", "--store", store)
+    said = run("verify", "toy@1", "--store", store, "--key", public)
+    assert "4 of 4 files" in said and "2 tensors" in said and "16 numbers, all finite" in said and "valid, by 1 of the keys you named" in said
+    facts = json.loads(run("verify", version.folder, "--key", public, "--json"))
+    assert facts["signatures"] == [{"key": key_id(read_public(public)), "named": True}] and facts["files"] == 5 and facts["log_entries"] == 0
+    for words in (
+        ("sign",),
+        ("sign", "toy@1", "--store", store),
+        ("sign", "toy@1", "--new-key", tmp_path / "x.pem"),
+        ("sign", "toy@1", "--key", public, "--store", store),
+    ):
+        with pytest.raises(Refusal):
+            run(*words)
+
+
+def test_nothing_broken_is_ever_signed(version: Version, key: Path) -> None:
+    store = version.folder.parent.parent
+    (version.folder / "README.md").write_text("# changed\n", encoding="utf-8")
+    with pytest.raises(Refusal, match="bytes that differ"):
+        run("sign", "toy@1", "--key", key, "--store", store)
+    (version.folder / "evil.py").write_text("", encoding="utf-8")
+    seal(version.folder)
+    with pytest.raises(Refusal, match="may hold code"):
+        run("sign", "toy@1", "--key", key, "--store", store)
+    (version.folder / "evil.py").unlink()
+    seal(version.folder, {**FACTS, "version": 2})
+    with pytest.raises(Refusal, match="another version in its place"):
+        run("sign", "toy@1", "--key", key, "--store", store)
+    assert not (version.folder / "signatures").exists()
+
+
+def test_a_log_that_does_not_hang_together_is_refused(version: Version) -> None:
+    home = version.folder.parent
+    append(home, 0, "promote", 1, "production", "me", "it is good")
+    append(home, 1, "retire", 1, None, "me", "it is not")
+    assert "log 2 entries" in run("verify", "toy@1", "--store", home.parent)
+    entry = home / "log" / "000001.json"
+    entry.chmod(0o644)
+    entry.write_text(entry.read_text(encoding="utf-8").replace("it is good", "it was good"), encoding="utf-8")
+    with pytest.raises(Refusal, match="restore the log"):
+        run("verify", "toy@1", "--store", home.parent)

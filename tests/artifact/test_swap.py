@@ -311,6 +311,7 @@ def test_another_kind_of_method_is_refused_with_the_reason(kind: str, trained: t
         assert torch.equal(logits(adapter), before)
 
 
+@pytest.mark.slow
 def test_new_tokens_are_each_versions_own_and_another_vocabulary_is_refused(trained: tuple[Path, Path], tiny_base: Path, tmp_path: Path) -> None:  # noqa: F811
     template = {"system": "Name it.", "max_tokens": 128, "new_tokens": ["<ticket>", "<done>"]}
     recipe = colours_in(tmp_path, tiny_base, template=template)

@@ -39,15 +39,20 @@ def test_a_whole_version_is_accepted_and_counted(tmp_path: Path) -> None:
 
 FILES: tuple[tuple[str, bytes], ...] = (
     ("adapter_model.bin", b"x"), ("training_args.bin", b"x"), ("optimizer.pt", b"x"), ("a.pth", b"x"), ("a.PKL", b"x"), ("a.pickle", b"x"), ("a.ckpt", b"x"),
-    ("a.npy", b"\x93NUMPY"), ("modeling_evil.py", b"import os\n"), ("a.so", b"\x7fELF"), ("a.sh", b"#!/bin/sh\n"), ("noending", b"text"), ("a.txt", b"#!/bin/sh\n"),
-    ("a.txt", b"a\0b"), ("a.md", b"\xff\xfe"), ("a.jinja", b"\x80\x04."), ("a.json", b"\x80\x04}."), ("a.json", b"PK\x03\x04"), ("a.json", b""), ("a.json", b"cos\nsystem\n"),
-    ("a.jsonl", b"\x80\x02}."), ("a.parquet", b"\x80\x04."), ("a.parquet", b"PAR1"), ("a.parquet", b""), ("a.safetensors", b"\x80\x02}."), ("a.safetensors", b""),
-    ("a.gguf", b"PK\x03\x04"), ("a.model", b"\x80\x04."), ("config.json", b'{"auto_map": {}}'), ("a.exe", b"MZ"), ("a.zip", b"PK\x03\x04"), ("sub/a.py", b""),
+    ("a.npy", b"\x93NUMPY"), ("modeling_evil.py", b"import os\n"), ("a.so", b"\x7fELF"), ("a.sh", b"#!/bin/sh\n"), ("noending", b"text"), ("a.txt",
+    b"#!/bin/sh\n"),
+    ("a.txt", b"a\0b"), ("a.md", b"\xff\xfe"), ("a.jinja", b"\x80\x04."), ("a.json", b"\x80\x04}."), ("a.json", b"PK\x03\x04"), ("a.json", b""), ("a.json",
+    b"cos\nsystem\n"),
+    ("a.jsonl", b"\x80\x02}."), ("a.parquet", b"\x80\x04."), ("a.parquet", b"PAR1"), ("a.parquet", b""), ("a.safetensors", b"\x80\x02}."),
+    ("a.safetensors", b""), ("a.gguf", b"PK\x03\x04"), ("a.model", b"\x80\x04."),
+    ("config.json", b'{"auto_map": {}}'), ("a.exe", b"MZ"), ("a.zip", b"PK\x03\x04"), ("sub/a.py", b""),
 )  # fmt: skip
 LATER_FILES: tuple[tuple[str, bytes], ...] = (
-    ("evaluations/e/scores.json", b"\x80\x04}."), ("evaluations/e/answers.jsonl", b"PK\x03\x04"), ("evaluations/e/x", b"\x80\x05."), ("evaluations/e/x.pkl", b""),
-    ("exports/merged/pytorch_model.bin", b""), ("exports/merged/model.safetensors", b"PK\x03\x04"), ("exports/merged/modeling.py", b""), ("exports/x/y", b"\x7fELF"),
-    ("signatures/k/bundle.json", b"\x80\x04."), ("exports/a/x", b"\x1f\x8b"), ("evaluations/.stage-x/a.pkl", b""), ("evaluations/.x", b"\x80\x04."),
+    ("evaluations/e/scores.json", b"\x80\x04}."), ("evaluations/e/answers.jsonl", b"PK\x03\x04"), ("evaluations/e/x", b"\x80\x05."), ("evaluations/e/x.pkl",
+    b""),
+    ("exports/merged/pytorch_model.bin", b""), ("exports/merged/model.safetensors", b"PK\x03\x04"), ("exports/merged/modeling.py", b""),
+    ("exports/x/y", b"\x7fELF"), ("signatures/k/bundle.json", b"\x80\x04."), ("exports/a/x", b"\x1f\x8b"),
+    ("evaluations/.stage-x/a.pkl", b""), ("evaluations/.x", b"\x80\x04."),
 )  # fmt: skip
 
 
@@ -223,7 +228,7 @@ def test_headers_that_are_accepted_read_as_the_library_reads_them(tmp_path: Path
     data = save(tensors, {"format": "pt"})
     (tmp_path / "w").write_bytes(data)
     ours = read_header(tmp_path / "w")
-    theirs = {name: facts for name, facts in deserialize(data)}
+    theirs = dict(deserialize(data))
     assert {n: (t.dtype, list(t.shape), data[t.start : t.end]) for n, t in ours.items()} == {
         n: (f["dtype"], f["shape"], bytes(f["data"])) for n, f in theirs.items()
     }

@@ -60,7 +60,7 @@ def test_what_is_cut_or_taken_stays_the_same_but_for_the_record(tmp_path: Path) 
 
 
 def test_a_redacted_record_is_left_out_by_its_hash_before_or_after_and_the_numbers_of_others_stay(tmp_path: Path) -> None:
-    rows = [{"prompt": f"write to person{i}@example.com about number {i}", "completion": "red"} for i in range(5)]
+    rows = [{"prompt": f"write to person{i}@mailbox.org about number {i}", "completion": "red"} for i in range(5)]
     jsonl(tmp_path / "mails.jsonl", rows)
     before, _ = examined(tmp_path, train="mails.jsonl", redact=["email"])
     third = before.splits["train"][2]

@@ -19,16 +19,19 @@ from typing import Any
 import openai
 import pytest
 
+import tuner
 from tests.conftest import colours_in, heed_interrupts
 from tuner import pipeline
+from tuner.artifact import history
+from tuner.artifact.adapter import Adapter
 from tuner.artifact.manifest import write_manifest
 from tuner.recipe import load_recipe
 from tuner.template.spec import TemplateSpec
 from tuner.template.tokens import open_encoder
 
 START_SECONDS = 120
+LONG = 300  # tokens of the longest answer
 STOPS = (2, *range(5, 49152, 29))  # so many that answers end at different lengths
-TUNER = ["/tmp/w/h7/serve/tuner_cli.py"]
 
 
 @dataclass
@@ -92,9 +95,10 @@ def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
         time.sleep(0.05)
 
 
-def start(store: Path, base: Path, *words: str, log: Path, ready: bool = True) -> Running:
-    """`tuner serve` on a port of its own choice."""
-    command = [sys.executable, *TUNER, "serve", *words, "--store", str(store), "--base", str(base), "--load", "fp32", "--port", "0"]
+def start(store: Path, base: Path | None, *words: str, log: Path) -> Running:
+    """`tuner serve` on a port of its own choice, once it answers."""
+    command = [sys.executable, "-m", "tuner", "serve", *words, "--store", str(store), "--load", "fp32", "--port", "0"]
+    command += ["--base", str(base)] if base is not None else []
     with log.open("wb") as out:
         process = subprocess.Popen(
             command,
@@ -103,14 +107,13 @@ def start(store: Path, base: Path, *words: str, log: Path, ready: bool = True) -
             stderr=out,
             cwd=store,
             preexec_fn=heed_interrupts,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "/work/main"},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
     running = Running(process, 0, log)
-    if ready:
-        until(lambda: "Ctrl-C stops it" in running.said or process.poll() is not None, START_SECONDS)
-        found = re.search(r"http://\S+:(\d+)/v1", running.said)
-        assert found, running.said
-        running.port = int(found[1])
+    until(lambda: "Ctrl-C stops it" in running.said or process.poll() is not None, START_SECONDS)
+    found = re.search(r"http://\S+:(\d+)/v1", running.said)
+    assert found, running.said
+    running.port = int(found[1])
     return running
 
 
@@ -149,9 +152,44 @@ def add_version(like: Path, folder: Path, seed: int, system: str = "Name it.", s
 
 
 @pytest.fixture(scope="package")
-def server(store: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """colours@2, colours (the latest: 3), shades and base."""
-    words = ("colours@2", "colours", "shades", "--max-new-tokens", "40", "--rows", "8")
-    running = start(store, tiny_base, *words, log=tmp_path_factory.mktemp("server") / "log")
-    yield running
-    assert running.stop(signal.SIGINT) == 130
+def home(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """STORE/colours of a copy: also 4, which goes on and on, and 5, changed after it was sealed. production is 4, candidate 2."""
+    home = tmp_path_factory.mktemp("life") / "store" / "colours"
+    shutil.copytree(store, home.parent)
+    add_version(home / "1", home / "4", seed=5, stops=[2])
+    add_version(home / "1", home / "5", seed=6)
+    weights = home / "5" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    move(home, "production", 4)
+    move(home, "candidate", 2)
+    return home
+
+
+def move(home: Path, alias: str, version: int) -> None:
+    history.append(home, history.state(home).count, "promote", version, alias, "a test", "to see it move", {})
+
+
+@pytest.fixture(scope="package")
+def adapters(home: Path, tiny_base: Path) -> Iterator[dict[str, Adapter]]:
+    """The same versions, loaded here."""
+    with tuner.load_adapter("colours@2", home.parent, base=tiny_base, load="fp32") as first:
+        yield {"colours@2": first, **{name: first.beside(name) for name in ("colours@3", "colours@4", "shades@1")}}
+
+
+@pytest.fixture(scope="package")
+def servers(home: Path, tiny_base: Path) -> Iterator[list[Running]]:
+    """Servers that were started, the one in use last."""
+    started: list[Running] = []
+    yield started
+    for running in started:
+        running.process.kill()
+        running.process.wait()
+
+
+@pytest.fixture
+def server(servers: list[Running], home: Path, tiny_base: Path) -> Running:
+    """One server for all tests; a new one where a test ended it."""
+    words = ("colours@production", "colours@2", "colours@3", "shades", "colours@candidate", "--max-new-tokens", str(LONG), "--rows", "4", "--queue", "8")
+    if not servers or servers[-1].process.poll() is not None:
+        servers.append(start(home.parent, tiny_base, *words, log=home.parent.parent / f"log-{len(servers)}"))
+    return servers[-1]

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-import tuner
 from tests.conftest import colour_rows
 from tests.serve.conftest import Running
 from tuner.artifact.adapter import Adapter
 
 QUESTIONS = [row["prompt"] for row in colour_rows(6, 200)] + ["Tell me more about the sea, please.", "é ü 漢字 🙂 what is it?"]
-
-
-@pytest.fixture(scope="module")
-def adapters(store: Path, tiny_base: Path) -> Iterator[dict[str, Adapter]]:
-    """The same versions, loaded here."""
-    first = tuner.load_adapter("colours@2", store, base=tiny_base, load="fp32")
-    yield {"colours@2": first, "colours": first.beside("colours@3"), "shades": first.beside("shades@1")}
-    first.close()
 
 
 def messages(question: str) -> list[Any]:
@@ -32,10 +21,10 @@ def messages(question: str) -> list[Any]:
 
 def test_every_model_answers_as_its_version_does_in_python(server: Running, adapters: dict[str, Adapter]) -> None:
     said = {}
-    for model, adapter in adapters.items():
+    for model, adapter in (("colours@2", adapters["colours@2"]), ("colours@3", adapters["colours@3"]), ("shades", adapters["shades@1"])):
         said[model] = [server.answer(q, model, max_tokens=12) for q in QUESTIONS]
         assert said[model] == adapter.answer_many(QUESTIONS, 12)
-    with adapters["colours@2"].as_base() as base:
+    with adapters["colours@4"].as_base() as base:  # the template and stop tokens of the first model, colours@production
         said["base"] = [server.answer(q, "base", max_tokens=12) for q in QUESTIONS]
         assert said["base"] == base.answer_many(QUESTIONS, 12)
     assert len({tuple(s) for s in said.values()}) == 4  # no two models say the same
@@ -75,11 +64,11 @@ def test_a_stream_without_usage_ends_with_its_finish_reason(server: Running) -> 
 
 
 def test_eight_clients_at_once_get_what_one_after_the_other_get(server: Running) -> None:
-    asked = [(model, q) for q in QUESTIONS for model in ("colours@2", "colours", "shades", "base")]
+    asked = [(model, q) for q in QUESTIONS[4:] for model in ("colours@2", "colours@3", "shades", "base")]
     one_by_one = [server.answer(q, m, max_tokens=15) for m, q in asked]
     with ThreadPoolExecutor(8) as pool:
         at_once = list(pool.map(lambda a: server.answer(a[1], a[0], max_tokens=15), asked))
-    assert at_once == one_by_one and len(asked) == 32
+    assert at_once == one_by_one and len(asked) == 16
 
 
 def test_a_stop_text_ends_the_answer_before_it_in_both_ways(server: Running) -> None:
@@ -105,17 +94,17 @@ def test_sampling_repeats_with_its_seed_and_varies_without(server: Running) -> N
 def test_a_system_prompt_of_the_client_takes_the_place_of_the_recipes(server: Running, adapters: dict[str, Adapter]) -> None:
     chat: list[Any] = [{"role": "system", "content": "Speak up."}, *messages(QUESTIONS[6])]
     made = server.client().chat.completions.create(model="shades", messages=chat, max_tokens=12)
-    assert made.choices[0].message.content == adapters["shades"].answer(chat, 12) != adapters["shades"].answer(QUESTIONS[6], 12)
+    assert made.choices[0].message.content == adapters["shades@1"].answer(chat, 12) != adapters["shades@1"].answer(QUESTIONS[6], 12)
     parts: list[Any] = [{"role": "user", "content": [{"type": "text", "text": QUESTIONS[6][:9]}, {"type": "text", "text": QUESTIONS[6][9:]}]}]
     made = server.client().chat.completions.create(model="shades", messages=parts, max_completion_tokens=12)
-    assert made.choices[0].message.content == adapters["shades"].answer(QUESTIONS[6], 12)
+    assert made.choices[0].message.content == adapters["shades@1"].answer(QUESTIONS[6], 12)
 
 
 def test_models_are_listed_under_the_names_they_were_asked_for(server: Running) -> None:
     client = server.client()
-    assert [m.id for m in client.models.list()] == ["colours@2", "colours", "shades", "base"]
+    assert [m.id for m in client.models.list()] == ["colours@production", "colours@2", "colours@3", "shades", "colours@candidate", "base"]
     assert client.models.retrieve("colours@2").id == "colours@2"
-    with pytest.raises(openai.NotFoundError, match="there are: colours@2"):
+    with pytest.raises(openai.NotFoundError, match="there are: colours@production"):
         client.models.retrieve("colour")
 
 

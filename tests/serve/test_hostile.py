@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from tests.serve.conftest import Running
+from tests.serve.conftest import LONG, Running
 from tuner.serve.guard import BODY_BYTES
 
 USER = {"role": "user", "content": "hello"}
@@ -153,7 +152,8 @@ WRONG: tuple[tuple[dict[str, Any], str], ...] = (
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://evil.example/x.png"}}]}]}, "messages[0].content[0]"),
     ({"messages": [{**USER, "tool_calls": [{}]}]}, "messages[0].tool_calls"), ({"messages": [{"role": "user", "content": "word " * 1100}]}, "messages"),
     ({"max_tokens": 0}, "max_tokens"), ({"max_tokens": -1}, "max_tokens"), ({"max_tokens": True}, "max_tokens"), ({"max_tokens": 1.5}, "max_tokens"),
-    ({"max_tokens": 41}, "max_tokens"), ({"max_tokens": 10**6}, "max_tokens"), ({"max_tokens": None, "max_completion_tokens": 41}, "max_completion_tokens"),
+    ({"max_tokens": LONG + 1}, "max_tokens"), ({"max_tokens": 10**6}, "max_tokens"),
+    ({"max_tokens": None, "max_completion_tokens": LONG + 1}, "max_completion_tokens"),
     ({"max_completion_tokens": 3}, "max_tokens"), ({"temperature": -0.1}, "temperature"), ({"temperature": 2.1}, "temperature"),
     ({"temperature": "0"}, "temperature"), ({"temperature": True}, "temperature"), ({"top_p": 0}, "top_p"), ({"top_p": 1.1}, "top_p"), ({"seed": 1.5}, "seed"),
     ({"seed": 2**63}, "seed"), ({"stop": ""}, "stop"), ({"stop": ["a"] * 5}, "stop"), ({"stop": [1]}, "stop"), ({"stop": "x" * 201}, "stop"),
@@ -208,7 +208,7 @@ def test_errors_become_the_clients_own_exceptions(server: Running) -> None:
     assert long.value.code == "context_length_exceeded"
 
 
-def test_after_all_that_it_still_answers_and_its_log_holds_nothing_of_it(server: Running, tiny_base: Path) -> None:
+def test_after_all_that_it_still_answers_and_its_log_holds_nothing_of_it(server: Running) -> None:
     secret = "xyzzy-plugh"
     answered = server.answer(secret, max_tokens=8)
     server.raw(request(server.port, json.dumps(GOOD | {"messages": [{"role": "user", "content": [secret]}]}).encode()))

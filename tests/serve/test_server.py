@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
-import os
 import re
 import shutil
 import socket
@@ -168,7 +168,7 @@ def test_the_vllm_command_names_base_adapters_rank_and_template(fleet: Fleet, st
     assert vllm_line(fleet, "127.0.0.1", 8123).startswith("vllm serve ")
 
 
-@pytest.mark.skipif("VLLM" in os.environ or shutil.which("vllm") is not None, reason="vLLM is here")
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
 def test_the_vllm_engine_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="--engine"):
         serve(Source(("nobody",), str(tmp_path)), Settings(port=0, engine="vllm"), print)

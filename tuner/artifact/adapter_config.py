@@ -21,6 +21,7 @@ MOST_RANK = 4096  # a recipe's rank goes up to 1024, and PiSSA and OLoRA are wri
 MOST_RANK_OF_LAYER = 16_384  # EVA: up to 16 times the rank
 MOST_SCALE = 65_536.0  # alpha / rank of the widest recipe
 PREFIX = "base_model.model."
+ROWS = ".token_adapter.trainable_tokens_delta"
 
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=256)]  # PEFT uses names as patterns: these mean themselves
 Names = Annotated[list[ModuleName], Field(min_length=1, max_length=65_536)]
@@ -81,6 +82,11 @@ class LayerConfig(AdapterConfig):
     def layers(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int | None, int | None]]:
         return {path: self._sides(of) for path, of in self._parted(tensors)[0].items()}
 
+    def saved_whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of modules that are saved whole, by their names in the base."""
+        others = self._parted(tensors)[1]
+        return {name.removeprefix(PREFIX): tensor for name, tensor in others.items() if name not in self._shared() and not name.endswith(ROWS)}
+
     def rank_of(self, path: str) -> int | None:
         """The rank of the layer at `path`; None for kinds without one."""
         return None
@@ -109,14 +115,14 @@ class LayerConfig(AdapterConfig):
         for name in tensors:
             part = next((p for p in self._wanted_parts() if name.endswith(f".{p}")), None)
             path = name.removeprefix(PREFIX)[: -len(part) - 1] if part and name.startswith(PREFIX) else ""
-            if path and not targets.isdisjoint(_ends(path)):  # as PEFT finds targets by a list: whole paths, and the ends of paths
+            if path and not targets.isdisjoint(ends(path)):  # as PEFT finds targets by a list: whole paths, and the ends of paths
                 layers.setdefault(path, {})[str(part)] = others.pop(name)
         return layers, others
 
     def _layer_problems(self, layers: Layers) -> Iterator[Problem]:
         met: set[str] = set()
         for path, of in layers.items():
-            met.update(_ends(path))
+            met.update(ends(path))
             if missing := set(self._wanted_parts()) - set(of):
                 yield Problem(f"{path}.{min(missing)}", "no such tensor", "every tensor of every adapted layer")
             elif not all(t.shape and len(t.shape) <= 2 for t in of.values()) or not self._shapes(path, of):
@@ -151,10 +157,19 @@ class TokenRowsConfig(LayerConfig):
     ensure_weight_tying: bool = False
     target_parameters: None = None
 
+    def token_rows(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+        """(highest row, width) of each embedding that has trained rows, by its weight's name in the base."""
+        found = {}
+        for module, rows in (self.trainable_token_indices or {}).items():
+            for name, tensor in tensors.items():
+                if _ends_with(name, f"{module}{ROWS}"):
+                    found[f"{name.removeprefix(PREFIX).removesuffix(ROWS)}.weight"] = (max(rows), tensor.shape[1])
+        return found
+
     def _other_problems(self, others: Mapping[str, Tensor]) -> Iterator[Problem]:
         left = dict(others)
         for module, rows in (self.trainable_token_indices or {}).items():
-            end = f"{module}.token_adapter.trainable_tokens_delta"
+            end = f"{module}{ROWS}"
             names = [name for name in others if name.startswith(PREFIX) and _ends_with(name, end)]
             if len(names) != 1 or len(others[names[0]].shape) != 2 or others[names[0]].shape[0] != len(set(rows)):
                 yield Problem(end, f"{len(names)} tensors", f"one tensor of {len(set(rows))} rows")
@@ -284,7 +299,7 @@ class Ia3Config(LayerConfig):
         return (inputs, None) if outputs == 1 else (None, outputs)
 
     def _scales_inputs(self, path: str) -> bool:
-        return not self._forward.isdisjoint(_ends(path))
+        return not self._forward.isdisjoint(ends(path))
 
     @cached_property
     def _forward(self) -> frozenset[str]:
@@ -406,7 +421,7 @@ class PrefixConfig(PromptConfig):
         return 2 * self.num_layers * self.token_dim
 
 
-def _ends(path: str) -> Iterator[str]:
+def ends(path: str) -> Iterator[str]:
     """The path, and every end of it that begins at a dot."""
     while path:
         yield path

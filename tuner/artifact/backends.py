@@ -6,6 +6,7 @@ same file twice although it promised not to.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -14,7 +15,6 @@ import secrets
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -56,8 +56,12 @@ class Backend(Protocol):
         """Bring `files` there, and only then create `last` exclusively. False where `last` is taken. `what` is said where the storage keeps a history."""
         ...
 
-    def remove(self, paths: list[str], what: str) -> None:
-        """Remove files, in this order."""
+    def children(self, under: str) -> set[str]:
+        """Names of what lies directly in a folder, also of folders that hold nothing yet."""
+        ...
+
+    def remove(self, folder: str, first: str, what: str) -> None:
+        """Remove a folder with all that is in it, its file `first` before the rest."""
         ...
 
 
@@ -123,12 +127,18 @@ class ObjectStore:
                 )
         return self.create(last, data)
 
-    def remove(self, paths: list[str], what: str) -> None:
-        for path in paths:
-            try:
-                self.fs.rm_file(self._at(path))
-            except FileNotFoundError:
-                continue
+    def children(self, under: str) -> set[str]:
+        self.fs.invalidate_cache()
+        try:
+            return {str(name).rstrip("/").rpartition("/")[2] for name in self.fs.ls(self._at(under), detail=False)}
+        except FileNotFoundError:
+            return set()
+
+    def remove(self, folder: str, first: str, what: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self._at(f"{folder}/{first}"))
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self._at(folder), recursive=True)
 
     def _at(self, path: str) -> str:
         return f"{self.root}/{path}".rstrip("/")
@@ -248,13 +258,15 @@ class HubStore(ObjectStore):
                 return True
         return False
 
-    def remove(self, paths: list[str], what: str) -> None:
+    def children(self, under: str) -> set[str]:
+        self.root = self._pinned(self.head())
+        return super().children(under)
+
+    def remove(self, folder: str, first: str, what: str) -> None:
         from huggingface_hub import CommitOperationDelete
 
-        there = self.files("")
-        gone = [CommitOperationDelete(self._inside(path)) for path in paths if path in there]
-        if gone:
-            self.committed(gone, what, self.head())
+        if self.files(folder):
+            self.committed([CommitOperationDelete(self._inside(folder), is_folder=True)], what, self.head())
 
     def committed(self, changes: list[Any], what: str, parent: str) -> str:
         """The commit that these changes make on `parent`. Raises HfHubHTTPError 412 where the branch is elsewhere by now."""
@@ -335,7 +347,7 @@ def _opened(url: str, process: int) -> Backend:
     return kind.opened(url, kind, rest)
 
 
-@contextmanager
+@contextlib.contextmanager
 def reaching(url: str, doing: str) -> Iterator[None]:
     """Turns what the storage's libraries raise into a Refusal that names the URL and what was being done. A full local disk stays what it is."""
     try:

@@ -182,8 +182,9 @@ def kl_nats(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     import numpy as np
 
     width = min(ours.shape[1], theirs.shape[1])
-    a, b = _log_softmax(ours[:, :width]), _log_softmax(theirs[:, :width])
-    kl = (np.exp(a) * (a - b)).sum(axis=1)
+    with np.errstate(invalid="ignore"):  # an infinite logit gives no number here, and counts as infinitely far below
+        a, b = _log_softmax(ours[:, :width]), _log_softmax(theirs[:, :width])
+        kl = (np.exp(a) * (a - b)).sum(axis=1)
     found: np.ndarray = np.nan_to_num(np.maximum(kl, 0.0), nan=np.inf, posinf=np.inf)
     return found
 

@@ -26,6 +26,7 @@ from tuner.artifact.gguf import QUANTISED as K_QUANTS
 from tuner.artifact.gguf import Weights, quantise_gguf, write_lora_gguf, write_model_gguf
 from tuner.artifact.manifest import read_manifest
 from tuner.artifact.parity import Conversation, probes
+from tuner.artifact.remote import store_folder
 from tuner.artifact.store import Version, add_later, find, version_at
 from tuner.artifact.vllm_adapter import unservable_files
 from tuner.base import QUANTISED, Base, BaseSpec, load_for_merge, load_model, quiet_libraries, widen
@@ -121,7 +122,7 @@ def export(
     Asked again before it takes its name; beyond the tolerance, or where anything else fails, nothing is left. Raises Refusal.
     """
     row = choose(EXPORTS, target, "command line", "TARGET")
-    version = version_at(Path(name)) or find(Path(store), name)
+    version = version_at(Path(name)) or find(store_folder(store), name)
     destination = _destination(version, target, output, keep)
     precision = choose({w: w for w in row.tolerances}, weights, "command line", "--weights") if weights else next(iter(row.tolerances))
     check = check or Check()
@@ -458,14 +459,22 @@ UNMERGEABLE = {
 }  # fmt: skip
 ENGINE_OF = {"llama_cpp": ("llama.cpp", "llama-cpp"), "mlx_lm": ("mlx-lm", "mlx")}
 
-EXACT = Tolerance(1e-6, 1e-4)
-GGUF = {"f16": EXACT, "f32": EXACT, "q8_0": EXACT, **dict.fromkeys(K_QUANTS, EXACT)}
+# KL(artifact ‖ export) in nats, mean and largest, that is let through. Measured with the quickstart's adapter on SmolLM2-135M (2026-11-20), the greater of
+# held_out and the 16 parity probes, which are off its task; larger models show less. Merged in f32 3e-12 and 6e-11 (the same sums in another order);
+# llama.cpp with keys and values in f16 5e-7 and 1e-5; weights in f16 5e-6 and 2e-4, bf16 4e-5 and 6e-4; q8_0 and q6_k 3e-3 and 0.05: ten times that or more.
+# q5_k_m 0.09 and 1.9, q4_k_m 0.03 and 0.5, q3_k_m 0.08 and 1.4, q2_k 0.16 and 2.1: more would be another model, so these have less room.
+EXACT = Tolerance(1e-9, 1e-6)
+CACHE = Tolerance(1e-5, 1e-3)
+HALF = Tolerance(1e-4, 5e-3)
+ROUGH_HALF = Tolerance(1e-3, 2e-2)
+EIGHT = Tolerance(2e-2, 0.5)
+GGUF = {"f16": HALF, "f32": CACHE, "q8_0": EIGHT, **dict.fromkeys(K_QUANTS, Tolerance(0.2, 5.0)), "q6_k": EIGHT}
 EXPORTS: dict[str, Export] = {
     "peft": Export("exactly PEFT's files and the tokenizer", _takes_all, _write_peft, _by_peft, {"stored": EXACT}, takes_tools=True),
     "merged": Export("the base with the adapter in it, as transformers loads it", _can_merge, _write_merged, _by_transformers,
-                     {"stored": EXACT, "f32": EXACT, "bf16": EXACT, "f16": EXACT}, takes_tools=True),
+                     {"stored": EXACT, "f32": EXACT, "bf16": ROUGH_HALF, "f16": HALF}, takes_tools=True),
     "gguf-lora": Export("a LoRA file for llama.cpp, beside a base in GGUF", _takes_all, _write_gguf_lora, _by_llama_cpp_with_lora,
-                        {"f32": EXACT, "f16": EXACT}, "llama_cpp"),
+                        {"f32": CACHE, "f16": CACHE}, "llama_cpp"),
     "gguf": Export("the base with the adapter in it, for llama.cpp", _can_merge, _write_gguf, _by_llama_cpp, GGUF, "llama_cpp"),
     "ollama": Export("a GGUF model and a Modelfile", _can_merge, _write_ollama, _by_ollama, GGUF, "llama_cpp",
                      note="Ollama itself was not run: llama.cpp was asked with the prompts that the Modelfile's TEMPLATE makes"),

@@ -48,13 +48,14 @@ class Opened:
 def verified(name: str, store: str | Path) -> tuple[Version, dict[str, Any]]:
     """The version that NAME, NAME@N, NAME@ALIAS or a version's folder names, and its manifest, every digest of which holds. Raises Refusal."""
     from tuner.artifact.remote import store_folder
-    from tuner.artifact.untrusted import refuse_elsewhere
+    from tuner.artifact.untrusted import refuse_elsewhere, refuse_odd_manifest
 
-    if version := version_at(Path(name)):
-        return version, verify(version.folder)
-    version = find(store_folder(store), name)
+    at = version_at(Path(name))
+    version = at or find(store_folder(store), name)
     manifest = verify(version.folder)
-    refuse_elsewhere(version.name, version.number, manifest, version.folder)
+    refuse_odd_manifest(version.folder, manifest)
+    if at is None:
+        refuse_elsewhere(version.name, version.number, manifest, version.folder)
     return version, manifest
 
 

@@ -325,8 +325,7 @@ class Remote:
         """Delete a version there, its manifest first, then here. Its number stays taken."""
         home = f"{name}/{number}"
         with reaching(self.url, f"deleting {name}@{number}"):
-            paths = self.backend.files(home)
-            self.backend.remove([path for path in (f"{home}/{MANIFEST}", *sorted(paths)) if path in paths], f"remove {name}@{number}")
+            self.backend.remove(home, MANIFEST, f"remove {name}@{number}")
         shutil.rmtree(self.folder / home, ignore_errors=True)
 
     def _create(self, path: str, data: bytes) -> bool:
@@ -342,11 +341,11 @@ class Remote:
     def _sweep(self, name: str) -> None:
         """Remove files of uploads that died: versions without manifest whose number a process of this machine took that no longer runs."""
         there = self.backend.files(name)
-        begun = {path.split("/")[1] for path in there if _NUMBER.fullmatch(path.split("/")[1])}
-        for number in begun:
-            claimed = f"{name}/{NUMBERS}/{int(number):06}.json"
-            if f"{name}/{number}/{MANIFEST}" not in there and claimed in there and _is_dead(json.loads(self.backend.read(claimed, RECORD_BYTES))):
-                self.backend.remove([path for path in there if path.startswith(f"{name}/{number}/")], f"remove what is left of {name}@{number}")
+        for number in self.backend.children(name):
+            claimed = f"{name}/{NUMBERS}/{number:0>6}.json"
+            is_begun = _NUMBER.fullmatch(number) and f"{name}/{number}/{MANIFEST}" not in there and claimed in there
+            if is_begun and _is_dead(json.loads(self.backend.read(claimed, RECORD_BYTES))):
+                self.backend.remove(f"{name}/{number}", MANIFEST, f"remove what is left of {name}@{number}")
 
     def _same_store(self, make: bool = False) -> None:
         """Is the store at the URL the one that was mirrored here? Where it is another one (another endpoint, a new bucket) the mirror is emptied."""

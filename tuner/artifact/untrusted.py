@@ -16,7 +16,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tuner.artifact.adapter_config import MOST_BYTES, SAVED_AS, AdapterConfig, PrefixConfig, Problem, PromptConfig, read_config
+from tuner.artifact.adapter_config import (
+    MOST_BYTES,
+    SAVED_AS,
+    AdapterConfig,
+    LayerConfig,
+    PrefixConfig,
+    Problem,
+    PromptConfig,
+    TokenRowsConfig,
+    ends,
+    read_config,
+)
 from tuner.artifact.manifest import LATER, MANIFEST
 from tuner.artifact.safetensors_header import Tensor, names_not_finite, read_header
 from tuner.artifact.strict_json import Malformed, parse
@@ -28,6 +39,7 @@ MOST_TEXT_BYTES = 64 * 2**20
 MOST_FILES = 10_000
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,127}){0,7}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_WRAPPED = re.compile(r"\.(?:token_adapter\.)?(?:base_layer|original_module)(?=\.)")  # where PEFT puts the base's own under an adapter
 _CODE_KEYS = re.compile(r"auto_map|remote_code|custom_(?:class|code|pipeline|generate)", re.IGNORECASE)
 _UNSAFE_ENDINGS = tuple(
     f".{ending}"
@@ -74,6 +86,13 @@ def refuse_unsafe(folder: Path, manifest: dict[str, Any]) -> Payload:
 
 
 # --- the manifest --------------------------------------------------------------------------------------------------
+
+
+def refuse_odd_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Refuse a manifest whose facts have other types than loading reads, whatever its digest says: to be called before a base is looked for by it."""
+    problems = Collector()
+    _look_at_manifest(folder, manifest, problems)
+    problems.raise_if_any()
 
 
 def _look_at_manifest(folder: Path, manifest: dict[str, Any], problems: Collector) -> None:
@@ -333,17 +352,38 @@ def _misfits(payload: Payload, model: Any) -> Iterator[Problem]:
         yield from _prompt_misfits(config, model)
         return
     ours = config.layers(payload.tensors)
-    theirs = {path: _sides(module) for path, module in model.named_modules() if _is_meant(path, getattr(config, "target_modules", ()))}
+    targets = frozenset(getattr(config, "target_modules", ()))
+    theirs = {path: _sides(module) for path, module in model.named_modules() if not targets.isdisjoint(ends(path))}
+    others = {path for path, module in model.named_modules() if hasattr(module, "base_layer") or hasattr(module, "original_module")}
+    for path in sorted(path for path in theirs if _is_inside(path, others)):
+        yield Problem(path, "a part of another adapter on this base", "layers of the base itself")
     for path in sorted(set(theirs) ^ set(ours)):
         found, accepted = ("no tensors", "tensors for every layer of the base that is meant") if path in theirs else ("tensors", "layers that the base has")
         yield Problem(path, found, accepted)
-    for path in set(theirs) & set(ours):
-        if any(a is not None and b is not None and a != b for a, b in zip(ours[path], theirs[path], strict=True)):
+    for path in sorted(set(theirs) & set(ours)):
+        if None in theirs[path] or any(a is not None and a != b for a, b in zip(ours[path], theirs[path], strict=True)):
             yield Problem(path, f"(inputs, outputs) {ours[path]}", f"{theirs[path]}, the base's")
+    if isinstance(config, LayerConfig):
+        yield from _whole_misfits(config, payload.tensors, model, others)
 
 
-def _is_meant(path: str, targets: Any) -> bool:
-    return any(path == target or path.endswith(f".{target}") for target in targets)
+def _is_inside(path: str, others: set[str]) -> bool:
+    """Does the module at `path` lie below one of `others`?"""
+    parts = path.split(".")
+    return any(".".join(parts[:n]) in others for n in range(1, len(parts)))
+
+
+def _whole_misfits(config: LayerConfig, tensors: dict[str, Tensor], model: Any, others: set[str]) -> Iterator[Problem]:
+    """Modules saved whole, and rows of embeddings, have the shapes of the base's own; `others` are layers that an adapter sits on already."""
+    own = {name: tensor for name, tensor in model.state_dict().items() if _WRAPPED.search(name) or not _is_inside(name, others)}
+    shapes = {_WRAPPED.sub("", name): tuple(tensor.shape) for name, tensor in own.items()}
+    for name, tensor in config.saved_whole(tensors).items():
+        if shapes.get(name) != tensor.shape:
+            yield Problem(name, f"shape {list(tensor.shape)}", f"{shapes.get(name, 'nothing')}, the base's")
+    for name, (highest, width) in config.token_rows(tensors).items() if isinstance(config, TokenRowsConfig) else ():
+        shape = shapes.get(name, ())
+        if len(shape) != 2 or highest >= shape[0] or width != shape[1]:
+            yield Problem(name, f"row {highest} of width {width}", f"rows of {shape or 'nothing'}, the base's")
 
 
 def _sides(module: Any) -> tuple[int | None, int | None]:

@@ -55,6 +55,13 @@ class Waiting:
             async for piece in pieces:
                 yield piece
 
+    def close(self) -> None:
+        raise NotImplementedError
+
+    async def close_async(self) -> None:
+        """`close`, after everything that was asked before it: answers that have begun end as they would have."""
+        await asyncio.get_running_loop().run_in_executor(self._worker, self.close)
+
 
 async def _in_thread(worker: Executor, begin: Callable[[], Iterator[Found]]) -> AsyncGenerator[Found, None]:
     """What `begin` gives, made in the caller's context and asked for its next in the worker; closed there too, whatever happens."""
