@@ -5,11 +5,9 @@ They refuse to judge what was not measured: a gate without an evaluation is refu
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -97,14 +95,12 @@ def compare(
     first: Name, second: Name, store: Store = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Two versions on the items both were asked: each suite and metric, the paired difference and its interval."""
+    from tuner.differences import compared
     from tuner.durable import json_text
-    from tuner.evaluate.compare import compare as compared
     from tuner.report.compare_text import compare_text
 
     (a, folder_a), (b, folder_b) = _evaluated(first, store), _evaluated(second, store)
-    scores_a, scores_b = _json(folder_a / "scores.json"), _json(folder_b / "scores.json")
-    found = compared(_rows(folder_a), _rows(folder_b), {**metric_facts(scores_a), **metric_facts(scores_b)}, name_a=a.label, name_b=b.label,
-                     seed=scores_a["seed"], resamples=scores_a["settings"]["resamples"])  # fmt: skip
+    found = compared(folder_a, folder_b, a.label, b.label)
     if as_json:
         sys.stdout.write(json_text(found))
     else:
@@ -131,24 +127,6 @@ def _evaluated(name: str, store: str | None) -> tuple[Version, Path]:
     if folder is None:
         refuse(version.label, "evaluations", "none yet", "a version that was evaluated", f"tuner evaluate {version.label}")
     return version, folder
-
-
-def metric_facts(scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What each metric is, by suite.metric."""
-    known = scores["metrics"]
-    return {f"{suite}.{name}": facts for suite, found in scores["suites"].items() for name, facts in (found.get("metrics") or known).items()}
-
-
-def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    if not (folder / "answers.jsonl").is_file():
-        refuse(folder, "answers.jsonl", "no such file: it was pushed without", "an evaluation with its answers", "tuner evaluate; or push it with --answers")
-    with (folder / "answers.jsonl").open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 COMMANDS = (evaluate, gate, compare, report)

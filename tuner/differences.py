@@ -12,7 +12,7 @@ from typing import Any
 
 from tuner.artifact.difference import changes, difference
 from tuner.artifact.store import Version, latest_evaluation
-from tuner.errors import Refusal
+from tuner.errors import Refusal, refuse
 from tuner.evaluate.compare import compare
 from tuner.recipe import parse_yaml
 
@@ -56,6 +56,14 @@ def metric_facts(scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+    if not (folder / "answers.jsonl").is_file():
+        refuse(
+            folder,
+            "answers.jsonl",
+            "no answers",
+            "an evaluation with its answers",
+            "it was pushed without them: evaluate the version here, or push with --answers",
+        )
     with (folder / "answers.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)

@@ -213,10 +213,10 @@ def refuse_spoilt(target: str, spoil: Callable[[Path], None], says: str, version
 
 def source_of(version: Version, base: Path, weights: str) -> Source:
     from tuner.artifact.adapter import load_adapter
-    from tuner.artifact.export import _base_of
+    from tuner.artifact.opening import base_of
 
     adapter = load_adapter(str(version.folder), base=base, load="fp32")
-    return Source(adapter, _base_of(adapter), weights)
+    return Source(adapter, base_of(adapter.manifest, base), weights)
 
 
 @pytest.mark.parametrize("target", ["gguf-lora", pytest.param("gguf", marks=pytest.mark.slow)])

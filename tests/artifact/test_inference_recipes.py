@@ -132,6 +132,7 @@ def address(store: Path, tiny_base: Path, tmp_path: Path) -> Iterator[str]:
         try:
             while not (found := re.search(r"running on (http://\S+)", (tmp_path / "log").read_text(encoding="utf-8"))):
                 assert process.poll() is None, (tmp_path / "log").read_text(encoding="utf-8")
+                time.sleep(0.05)
             yield found[1]
         finally:
             process.terminate()

@@ -150,7 +150,7 @@ class Adapter(Waiting):
         return self._divergences([(self.prompt_ids(q), [stop]) for q in questions], done)
 
     def _divergences(self, pairs: list[tuple[list[int], list[int]]], done: Done | None) -> list[Divergence]:
-        with self.turn():
+        with self.lock, self._seat.turn():  # of both, also inside `as_base`
             self._refuse_too_long([p + c for p, c in pairs], 0)
             found = self.decoder.divergences(pairs, done)
         return [Divergence(len(c), *numbers) for (_, c), numbers in zip(pairs, found, strict=True)]

@@ -25,11 +25,12 @@ from tuner.artifact.export_ways import ByLlamaCpp, ByMlx, ByOllama, ByTransforme
 from tuner.artifact.gguf import QUANTISED as K_QUANTS
 from tuner.artifact.gguf import Weights, quantise_gguf, write_lora_gguf, write_model_gguf
 from tuner.artifact.manifest import read_manifest
+from tuner.artifact.opening import base_of
 from tuner.artifact.parity import Conversation, probes
 from tuner.artifact.remote import store_folder
 from tuner.artifact.store import Version, add_later, find, version_at
 from tuner.artifact.vllm_adapter import unservable_files
-from tuner.base import QUANTISED, Base, BaseSpec, load_for_merge, load_model, quiet_libraries, widen
+from tuner.base import QUANTISED, Base, load_for_merge, load_model, quiet_libraries, widen
 from tuner.catalog import choose
 from tuner.durable import json_text, seal, staging
 from tuner.errors import Collector, refuse
@@ -130,7 +131,7 @@ def export(
     row.guard(version, manifest).raise_if_any()
     missing = _not_checkable(row, target, check.unchecked)
     adapter = load_adapter(str(version.folder), store, base=base, load=None if manifest["base"]["load"] in QUANTISED else "fp32")
-    source = Source(adapter, _base_of(adapter), precision, shard, tuple(allow))
+    source = Source(adapter, base_of(manifest, base), precision, shard, tuple(allow))
     return export_as(row, target, source, None if keep else destination, check, missing)
 
 
@@ -203,13 +204,6 @@ def _reference(row: Export, source: Source, check: Check, aside: Path) -> Refere
         refuse("command line", "--prompts", f"{len(given)} conversations, none of which can be asked both ways", "at least one plain question", "give others")
     check.done("asking the artifact", 0, len(asked))
     return reference_of(source.adapter, asked, check.max_new_tokens, aside)
-
-
-def _base_of(adapter: Adapter) -> Base:
-    """The base as it was loaded. It opens neither the network nor code."""
-    facts = adapter.manifest["base"]
-    spec = BaseSpec.model_validate(facts["spec"] | {"online": False, "trust_remote_code": False})
-    return Base(facts["name"], adapter.base_folder, facts["origin"], facts["revision"], spec)
 
 
 # --- after ---------------------------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ class LlamaCppSayer:
         weights = LLAMA_CPP_WEIGHTS[load]
         model, lora = gguf_files(opened, base, weights)
         self.context_tokens = min(base.context_tokens or CONTEXT_TOKENS, CONTEXT_TOKENS)
-        self._engine = LlamaCpp(model, lora, self.context_tokens, _cores(), "f16")
+        self._engine = LlamaCpp(model, lora, self.context_tokens, _threads(), "f16")
         self._evaluated: list[int] = []
         self.name = f"llama.cpp, {weights} weights"
 
@@ -184,8 +184,10 @@ def gguf_files(opened: Opened, base: Base, weights: Weights) -> tuple[Path, Path
     return model, lora
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _threads() -> int:
+    """Half the cores, as llama-cpp-python does: its threads wait for each other busily, and one that shares its core holds up all."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores // 2, 1)
 
 
 # --- vLLM ----------------------------------------------------------------------------------------------------------
