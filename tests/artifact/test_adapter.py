@@ -17,12 +17,12 @@ import tuner
 from tests.conftest import colours_in
 from tuner import pipeline
 from tuner.artifact.adapter import as_messages
-from tuner.artifact.manifest import write_manifest
+from tuner.artifact.manifest import LATER, write_manifest
 from tuner.errors import Refusal
 from tuner.fingerprint import digest_file
 from tuner.recipe import load_recipe
 
-TRAINED: dict[Path, tuple[Path, Path]] = {}  # by base: several files of tests use it, and it is only read
+TRAINED: dict[Path, Path] = {}  # a store by its base: trained once for all files of tests, each of which has a copy
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,10 @@ def trained(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         folder = tmp_path_factory.mktemp("trained")
         run = pipeline.run(load_recipe(colours_in(folder, tiny_base)), folder / "store", grade_after=False)
         assert run.version is not None and run.evaluation is None
-        TRAINED[tiny_base] = folder / "store", run.version.folder
-    return TRAINED[tiny_base]
+        TRAINED[tiny_base] = folder / "store"
+    store = tmp_path_factory.mktemp("copied") / "store"
+    shutil.copytree(TRAINED[tiny_base], store)
+    return store, store / "colours" / "1"
 
 
 @pytest.fixture
@@ -46,7 +48,9 @@ def copy(trained: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
 
 
 def reseal(folder: Path) -> None:
-    """Rewrite the manifest's digests, as an attacker who can write the whole folder would."""
+    """Rewrite the manifest's digests, as an attacker who can write the whole folder would. What was added later goes: a manifest lists none of it."""
+    for later in LATER:
+        shutil.rmtree(folder / later, ignore_errors=True)
     facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     (folder / "manifest.json").unlink()
     write_manifest(folder, {k: v for k, v in facts.items() if k not in {"files", "digest"}})

@@ -50,7 +50,12 @@ def test_a_merged_adapter_answers_as_it_does_unmerged(kind: str, trained: Traine
 def test_a_merged_adapter_has_no_base_and_no_neighbours(trained: Trained, tiny_base: Path) -> None:  # noqa: F811
     merged = tuner.load_adapter("colours@1", trained[0], base=tiny_base, load="bf16", merge=True)
     assert next(merged.decoder.model.parameters()).dtype == torch.bfloat16
-    for attempt in (lambda: merged.beside("colours@1"), lambda: merged.swap("colours@1"), lambda: merged.as_base().__enter__()):
+    for attempt in (
+        lambda: merged.beside("colours@1"),
+        lambda: merged.swap("colours@1"),
+        lambda: merged.as_base().__enter__(),
+        lambda: merged.divergences(["Some text."]),
+    ):
         with pytest.raises(Refusal, match="merge"):
             attempt()
     assert merged.answer(QUESTIONS[0], 4)

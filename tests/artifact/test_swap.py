@@ -6,6 +6,7 @@ import gc
 import json
 import shutil
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,7 @@ def test_answers_asked_from_threads_are_those_of_each_adapter_asked_alone(store:
 
 
 def held_floats(adapter: Adapter) -> dict[str, int]:
+    """How many numbers each tensor of the loaded model holds."""
     return {name: t.numel() for name, t in adapter.decoder.model.state_dict().items()}
 
 
@@ -156,7 +158,7 @@ def test_nothing_of_the_old_weights_stays_in_memory(number: int, store: Path, ti
 
 
 def test_a_closed_neighbour_leaves_the_first_as_it_was_and_is_refused(store: Path, first: Adapter) -> None:
-    before, names = logits(first), set(held_floats(first))
+    before, names, model = logits(first), set(held_floats(first)), first.decoder.model
     second = first.beside("colours@5")
     third = first.beside("colours@2")
     second.close()
@@ -168,8 +170,17 @@ def test_a_closed_neighbour_leaves_the_first_as_it_was_and_is_refused(store: Pat
     assert {n for n in held_floats(first) if "seat" in n} == set() and len(held_floats(first)) <= len(names) + 1
     with first:
         assert torch.equal(logits(first), before)
-    with pytest.raises(Refusal, match="closed"):
-        first.answer("thing number 3 please")
+    calls: list[Callable[[], Any]] = [
+        lambda: first.answer("thing"), lambda: first.stream("thing"), lambda: first.swap("colours@2"), lambda: first.beside("colours@2"),
+        lambda: first.fits(["thing"], 4), lambda: logits(first),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(Refusal, match="closed"):
+            call()
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None, "the model is still in memory"
 
 
 def test_the_first_may_leave_before_the_others(store: Path, tiny_base: Path, first: Adapter) -> None:

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 from tests.conftest import SAMPLES
-from tuner.artifact.adapter import _check_weights
 from tuner.artifact.decode import Decoder
 from tuner.artifact.gguf import write_lora_gguf
+from tuner.artifact.host import check_weights
 from tuner.artifact.store import Version
 from tuner.base import Precision, head_on, load_model, widen
 from tuner.data.record import Message
@@ -176,7 +176,7 @@ def test_a_kind_lowers_the_loss_and_plain_peft_loads_it_on_the_untouched_base_wi
         assert (tmp_path / "gathered" / name).read_bytes() == (tmp_path / "adapter" / name).read_bytes()
     plain = reloaded(tmp_path / "adapter", base_of(tiny_base, load=load))
     assert worst(logits_of(plain, batch), after) < 2e-5
-    _check_weights(Version("x", 1, tmp_path / "adapter"), plain)
+    check_weights(Version("x", 1, tmp_path / "adapter"), plain)
     if METHODS[kind].limits.merges:
         assert worst(logits_of(plain.merge_and_unload(), batch), after) < 1e-4
     else:

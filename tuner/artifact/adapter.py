@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, overload
 
 from tuner.artifact.host import Host, Seat
-from tuner.artifact.host import check_weights as _check_weights  # noqa: F401
 from tuner.artifact.measured import Divergence, Timed
 from tuner.artifact.opening import Opened, base_of, host_for, newcomer, opened, verified
 from tuner.artifact.served import EngineName, LlamaCppSayer, ServedAdapter, VllmSayer, lent, refuse_without_vllm
@@ -150,6 +149,7 @@ class Adapter(Waiting):
         return self._divergences([(self.prompt_ids(q), [stop]) for q in questions], done)
 
     def _divergences(self, pairs: list[tuple[list[int], list[int]]], done: Done | None) -> list[Divergence]:
+        self._refuse_merged()
         with self.lock, self._seat.turn():  # of both, also inside `as_base`
             self._refuse_too_long([p + c for p, c in pairs], 0)
             found = self.decoder.divergences(pairs, done)
@@ -215,10 +215,13 @@ class Adapter(Waiting):
     @contextlib.contextmanager
     def as_base(self) -> Iterator[Adapter]:
         """Inside, the same calls ask the untouched base, through the same template. Raises Refusal where the adapter was merged into it."""
-        if self._seat.host.is_merged:
-            refuse(self.version.label, "merge", "an adapter that was merged into its base", "the base as it was", "load it with merge=False")
+        self._refuse_merged()
         with _within(_ASKED_AS_BASE, id(self)):
             yield self
+
+    def _refuse_merged(self) -> None:
+        if self._seat.host.is_merged:
+            refuse(self.version.label, "merge", "an adapter that was merged into its base", "the base as it was", "load it with merge=False")
 
     @contextlib.contextmanager
     def without_system(self) -> Iterator[Adapter]:
@@ -267,6 +270,7 @@ class Adapter(Waiting):
             self._become(found.version, found.manifest, found.encoder, self._decoder_for(found), found.allowed)
 
     def _newcomer(self, name: str, store: str | Path | None, allow: Collection[str]) -> Opened:
+        self._seat.host.refuse_closed(self._seat)
         place = store if store is not None else self.version.folder.parent.parent
         return newcomer(name, place, self._seat.host, (self.manifest, self.encoder), allow)
 

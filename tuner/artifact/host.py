@@ -107,28 +107,26 @@ class Host:
 
     def __init__(self, model: Any, loading: Loading | None = None):
         self.model, self.loading = model, loading
+        self.is_merged = not hasattr(model, "peft_config")
         self.lock = threading.RLock()
         self.seats: list[Seat] = []
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="tuner-answers")
         self._given = 0
 
     @property
-    def is_merged(self) -> bool:
-        return not hasattr(self.model, "peft_config")
-
-    @property
     def worker(self) -> ThreadPoolExecutor:
         """The one thread that answers for event loops: the model does one thing at a time, and no loop waits for its lock. Raises Refusal once closed."""
-        self._refuse_closed(self.model is None)
+        self.refuse_closed()
         return self._worker
 
-    def _refuse_closed(self, is_closed: bool) -> None:
-        if is_closed:
+    def refuse_closed(self, seat: Seat | None = None) -> None:
+        """Raises Refusal where the model was dropped, or this seat left."""
+        if self.model is None or (seat is not None and seat not in self.seats):
             refuse("adapter", "closed", "an adapter that was closed", "one that is open", "load it again")
 
     def config(self, slot: str) -> Any:
         """PEFT's configuration of a seat, or None."""
-        return None if self.is_merged else self.model.peft_config.get(slot)
+        return None if self.is_merged or self.model is None else self.model.peft_config.get(slot)
 
     def first(self, parameters: Mapping[str, Any] | None = None) -> Seat:
         """The seat of the adapter the model was opened with."""
@@ -140,7 +138,7 @@ class Host:
     def turn(self, seat: Seat, as_base: bool = False) -> Iterator[None]:
         """Inside, nobody else asks the model, and it is in the state of this seat; with `as_base` the bare base. Raises Refusal once it was closed."""
         with self.lock:
-            self._refuse_closed(seat not in self.seats)
+            self.refuse_closed(seat)
             if self.is_merged:
                 yield
                 return
