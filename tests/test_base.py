@@ -200,3 +200,15 @@ def test_a_broken_file_of_a_base_is_named(tiny_base: Path, tmp_path: Path, file:
     (folder / file).write_text(text, encoding="utf-8")
     with pytest.raises(Refusal, match=file):
         open_encoder(resolve_base(BaseSpec(model=str(folder)), tmp_path).folder, TemplateSpec(), "broken")
+
+
+def test_a_published_tokenizer_config_names_neither_a_place_nor_code_and_others_stay_as_they_are(tmp_path: Path) -> None:
+    from tuner.base import without_place_or_code
+
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps({"name_or_path": "/home/ana/model", "auto_map": {"AutoTokenizer": ["x.Y", None]}, "eos_token": "</s>"}), encoding="utf-8")
+    without_place_or_code(file)
+    assert json.loads(file.read_text(encoding="utf-8")) == {"eos_token": "</s>"}
+    file.write_text('{"eos_token":   "</s>"}', encoding="utf-8")
+    without_place_or_code(file)
+    assert file.read_text(encoding="utf-8") == '{"eos_token":   "</s>"}'

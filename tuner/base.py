@@ -235,7 +235,7 @@ def _convert_gguf(gguf: Path, digest: str, ready: Path, weights: bool) -> None:
     with staging(ready.parent) as stage:
         model.save_pretrained(stage)
         tokenizer.save_pretrained(stage)
-        _without_local_paths(stage / "tokenizer_config.json")
+        without_place_or_code(stage / "tokenizer_config.json")
         _with_digits_apart(gguf, stage / "tokenizer.json")
         write_json(stage / "tuner_base.json", {"schema": CONVERSION, "gguf": gguf.name, "gguf_digest": digest, "dtype": "float32" if weights else "none"})
         seal(stage, ready)
@@ -256,11 +256,15 @@ def _with_digits_apart(gguf: Path, tokenizer: Path) -> None:
     tokenizer.write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
 
 
-def _without_local_paths(path: Path) -> None:
+def without_place_or_code(path: Path) -> None:
+    """Leave out of a tokenizer_config.json where its tokenizer lay, and what code it names: tokenizer.json says all that is used."""
     config = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("name_or_path", "is_local", "local_files_only"):
-        config.pop(key, None)
-    write_json(path, config)
+    kept = {key: value for key, value in config.items() if key not in PLACE_OR_CODE}
+    if kept != config:
+        write_json(path, kept)
+
+
+PLACE_OR_CODE = frozenset({"name_or_path", "is_local", "local_files_only", "auto_map"})
 
 
 def _weight_files(folder: Path) -> list[Path]:

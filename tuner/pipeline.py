@@ -734,6 +734,7 @@ def _fill(stage: Path, number: int, prepared: Prepared, trained: Trained, facts:
     from tuner.artifact.card import card
     from tuner.artifact.manifest import write_manifest
     from tuner.artifact.records import write_records
+    from tuner.base import without_place_or_code
     from tuner.template.tokens import tokenizer_files
     from tuner.train.sft import as_log_lines, save_adapter
 
@@ -741,6 +742,8 @@ def _fill(stage: Path, number: int, prepared: Prepared, trained: Trained, facts:
     save_adapter(trained, recipe.method, stage, base.name, base.revision if base.origin.startswith("hub ") else None)
     for name in tokenizer_files(base.folder):
         shutil.copyfile(base.folder / name, stage / name)
+    if (stage / "tokenizer_config.json").is_file():
+        without_place_or_code(stage / "tokenizer_config.json")
     if recipe.template.new_tokens:
         prepared.encoder.tokenizer.save(str(stage / "tokenizer.json"))
         _refuse_unsaved_rows(stage, recipe.template.new_tokens)
