@@ -242,6 +242,8 @@ def say_run(done: Run, published: bool = True) -> None:
         return
     say_scores(done.scores)
     out.print(f"report: {shown_path(done.evaluation / 'report.html')}", markup=False, soft_wrap=True)
+    if (done.scores.get("gate") or {}).get("outcome") == "pass":
+        out.print(f"it may ship: tuner promote {done.version.label} --to production", markup=False, soft_wrap=True)
 
 
 def say_scores(scores: dict[str, Any]) -> None:
