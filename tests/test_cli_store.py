@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.artifact.test_store import shut
 from tests.conftest import tuner
+from tests.faults import scratch
 from tests.test_promotion import FAIL, PASS, RULE, UNDECIDED, recipe
 from tuner.artifact.history import append, check_log, state
 from tuner.artifact.manifest import write_manifest
@@ -184,3 +187,61 @@ def test_an_empty_store_says_so(tmp_path: Path, said: Said) -> None:
         done = said(*words, cwd=tmp_path)
         assert done.returncode == 2 and "none yet" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_broken_evaluation_is_a_row_of_the_list_and_refused_by_what_needs_it(folder: Path, said: Said) -> None:
+    for number in (1, 2):
+        scores = folder / "adapters" / "a" / str(number) / "evaluations" / "e" / "scores.json"
+        scores.chmod(0o644)
+        scores.write_text('{"suites": ' if number == 1 else "[]", encoding="utf-8")
+    for words in (["gate", "a@1"], ["promote", "a@1"], ["report", "a@1"], ["compare", "a@1", "a@3"], ["gate", "a@2"]):
+        done = said(*words, cwd=folder)
+        assert done.returncode == 2 and FORM.search(done.stderr) and "scores.json" in done.stderr and f"tuner evaluate {words[1]}" in done.stderr
+    listed = said("list", cwd=folder)
+    assert listed.returncode == 0 and listed.stdout.count("broken evaluation") == 2 and "gate: undecided" in listed.stdout
+    done = said("report", "a@3", cwd=folder)
+    assert done.returncode == 2 and "no answers" in done.stderr
+    (folder / "adapters" / "a" / "3" / "evaluations" / "e").chmod(0o755)
+    (folder / "adapters" / "a" / "3" / "evaluations" / "e" / "report.md").unlink()
+    assert "tuner report a@3" in said("show", "a@3", cwd=folder).stdout
+
+
+def test_what_this_user_may_not_read_is_a_row_of_the_list_and_a_refusal_elsewhere(shelf: Path, said: Said) -> None:
+    asked = [["list"], ["gc"], ["log", "a"], ["show", "a@1"], ["verify", "a@1"]]
+    with scratch() as place:
+        shutil.copytree(shelf, place, dirs_exist_ok=True)
+        place.chmod(0o755)
+        evaluation = place / "adapters" / "a" / "1" / "evaluations" / "e"
+        (evaluation / "answers.jsonl").write_bytes(b"")
+        for words in [*asked, ["report", "a@1"]]:  # what they import lies where not everybody may read
+            said(*words, cwd=place)
+        for what, row in (("a", "unreadable: Permission denied"), ("a/log", "its log is broken"), ("a/1/evaluations", "broken evaluation")):
+            (place / "adapters" / "a" / "log").mkdir(exist_ok=True)
+            with shut(place / "adapters" / what):
+                listed = said("list", cwd=place)
+                assert listed.returncode == 0 and row in listed.stdout, listed.stderr
+                for words in asked[1:]:
+                    done = said(*words, cwd=place)
+                    assert done.returncode in (0, 2) and "Traceback" not in done.stderr and (done.returncode == 2) == bool(FORM.search(done.stderr))
+        evaluation.chmod(0o555)
+        with shut(place / "adapters" / "a" / "2"):  # another version: nothing but the mode of this one stands in the way
+            done = said("report", "a@1", cwd=place)
+        evaluation.chmod(0o755)
+        assert done.returncode == 2 and "not writable by this user" in done.stderr
+
+
+def test_every_try_line_of_the_store_is_a_command_that_works(folder: Path, said: Said) -> None:
+    home = folder / "adapters" / "a"
+    for number, version in enumerate((1, 2, 3, 4)):
+        append(home, number, "retire", version, None, "ann", "worse")
+    for words in (["show", "a"], ["promote", "a@4"]):
+        try_ = said(*words, cwd=folder).stderr.partition("  try       tuner ")[2].splitlines()[0]
+        assert try_ == 'retire --undo a@4 --reason "…"'
+    assert said(*shlex.split(try_), cwd=folder).returncode == 0
+    again = said(*shlex.split(try_), cwd=folder)
+    assert again.returncode == 2 and "accepted  a retired version" in again.stderr
+    for words in (["rollback", "a@1"], ["log", "a@1"]):
+        done = said(*words, cwd=folder)
+        assert done.returncode == 2 and "NAME alone" in done.stderr and "use 'a'" in done.stderr
+    gone = said("list", "--store", str(folder / "nowhere"), cwd=folder)
+    assert gone.returncode == 2 and "no such folder" in gone.stderr

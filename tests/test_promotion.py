@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -312,3 +313,16 @@ def test_a_fault_at_every_io_call_of_an_alias_move_leaves_it_at_the_old_version_
     assert found["failures"] == []
     assert len(found["calls"]) >= 7 and found["statuses"]["kill"] == found["statuses"]["power_loss"] == {str(KILLED): len(found["calls"])}
     assert found["statuses"]["full"][str(OS_ERROR)] >= 3 and found["statuses"]["error"][str(OS_ERROR)] >= 4
+
+
+def test_another_version_put_in_its_place_is_neither_promoted_nor_rolled_back_to(tmp_path: Path) -> None:
+    for _ in range(3):
+        graded(tmp_path)
+    forced(tmp_path, 1)
+    forced(tmp_path, 2)
+    for number in (1, 3):
+        (tmp_path / "a" / str(number)).rename(tmp_path / f"aside-{number}")
+        shutil.copytree(tmp_path / "a" / "2", tmp_path / "a" / str(number))
+    for move in (lambda: rollback(tmp_path, "a"), lambda: promote(tmp_path, "a@3"), lambda: forced(tmp_path, 3)):
+        assert "put another version in its place" in refusal(move)
+    assert state(tmp_path / "a").aliases == {"production": 2} and state(tmp_path / "a").count == 2

@@ -109,10 +109,16 @@ def compare(
 
 def report(name: Name, store: Store = None) -> None:
     """Write the report of the latest evaluation again from its files, and print it as Markdown."""
+    from tuner.artifact.store import read_scores
+    from tuner.differences import refuse_without_answers
+    from tuner.durable import ensure_folder
     from tuner.report.write import write_report
     from tuner.telling import for_terminal
 
     version, folder = _evaluated(name, store)
+    read_scores(folder)
+    refuse_without_answers(folder)
+    ensure_folder(folder)
     write_report(version.folder, folder)
     sys.stdout.write(for_terminal((folder / "report.md").read_text(encoding="utf-8")))
     err.print(f"written: {shown_path(folder / 'report.html')}, report.md, report.json", markup=False, soft_wrap=True)

@@ -30,11 +30,7 @@ Reason = Annotated[str | None, typer.Option(help="why; kept in the log for ever"
 
 def list_versions(store: Store = None, as_json: AsJson = False) -> None:
     """List every version in the store: aliases, date, base, verdict, gate, and what is retired."""
-    from tuner.artifact.store import versions
-
-    place = store_folder(store or "adapters")
-    states: dict[str, State | None] = {}
-    rows = [_row(place, states, version, manifest) for version, manifest in versions(place)]
+    rows = _rows(_place_to_list(store))
     if as_json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return
@@ -46,23 +42,64 @@ def list_versions(store: Store = None, as_json: AsJson = False) -> None:
         out.print(visible(said), style="dim" if row["retired"] is not None else None, markup=False, soft_wrap=True)
 
 
-def _row(place: Path, states: dict[str, State | None], version: Version, manifest: dict[str, Any] | None) -> dict[str, Any]:
-    from tuner.artifact.store import latest_evaluation
+def _place_to_list(store: str | None) -> Path:
+    """The store, its mirror as it is now. A store that was named is refused where nothing lies; the default one may be yet to come."""
+    from tuner.artifact.remote import remote_of
 
-    if version.name not in states:
-        states[version.name] = _state_or_none(place / version.name)
-    now = states[version.name]
+    place = store_folder(store or "adapters")
+    if store is not None and not place.is_dir():
+        refuse(place, "--store", "no such folder", "a folder of versions, or a URL", "name the folder that holds the names; without --store it is ./adapters")
+    remote = remote_of(place)
+    if remote is not None:
+        remote.refresh(None)
+    return place
+
+
+def _rows(place: Path) -> list[dict[str, Any]]:
+    """One row a version; one for a name that cannot be looked into."""
+    from tuner.artifact.store import names, versions_of
+
+    rows: list[dict[str, Any]] = []
+    for name in names(place):
+        try:
+            found = versions_of(place / name)
+        except Refusal as refusal:
+            rows.append({**_bare_row(name), "verdict": _broken(refusal.problems[0].found)})
+            continue
+        now = _state_or_none(place / name) if found else None
+        rows += [_row(now, version, manifest) for version, manifest in found]
+    return rows
+
+
+def _bare_row(label: str) -> dict[str, Any]:
+    return {"version": label, "created": "", "base": "", "gate": None, "aliases": [], "retired": None, "to_forget": 0, "log": "whole"}
+
+
+def _broken(why: str) -> dict[str, Any]:
+    return {"word": why, "metric": "", "value": 0.0}
+
+
+def _row(now: State | None, version: Version, manifest: dict[str, Any] | None) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "version": version.label, "created": "", "base": "", "gate": None, "aliases": [] if now is None else now.pointing_at(version.number),
+        **_bare_row(version.label), "aliases": [] if now is None else now.pointing_at(version.number),
         "retired": None if now is None else now.retired.get(version.number), "to_forget": 0 if now is None else len(now.marked.get(version.number, ())),
         "log": "broken: `tuner log NAME` says why" if now is None else "whole",
     }  # fmt: skip
     if manifest is None or "created" not in manifest:
-        return {**row, "verdict": {"word": "broken: `tuner show` says why", "metric": "", "value": 0.0}}
-    evaluation = latest_evaluation(version)
-    scores = json.loads((evaluation / "scores.json").read_text(encoding="utf-8")) if evaluation else {"verdict": None}
-    gate = (scores.get("gate") or {}).get("outcome")
-    return {**row, "created": manifest["created"], "base": manifest["base"]["name"], "verdict": scores["verdict"], "gate": gate}
+        return {**row, "verdict": _broken("broken: `tuner show` says why")}
+    return {**row, "created": manifest["created"], "base": manifest["base"]["name"], **_graded(version)}
+
+
+def _graded(version: Version) -> dict[str, Any]:
+    """The verdict of the latest evaluation, and what its gate said."""
+    from tuner.artifact.store import latest_evaluation, read_scores
+
+    try:
+        evaluation = latest_evaluation(version)
+        scores = read_scores(evaluation) if evaluation else {}
+    except Refusal:
+        return {"verdict": _broken(f"broken evaluation: `tuner gate {version.label}` says why")}
+    return {"verdict": scores.get("verdict"), "gate": (scores.get("gate") or {}).get("outcome")}
 
 
 def _state_or_none(home: Path) -> State | None:
@@ -78,6 +115,8 @@ def _verdict_words(row: dict[str, Any]) -> str:
     verdict = row["verdict"]
     if verdict is None:
         return "not evaluated"
+    if not verdict["metric"]:
+        return str(verdict["word"])
     return f"{verdict['word']} ({verdict['metric']} {verdict['value']:+.3f})" + (f", gate: {row['gate']}" if row["gate"] else "")
 
 
@@ -92,6 +131,7 @@ def show_version(name: str, store: str | None, as_json: bool) -> None:
     from tuner.artifact.history import check_log, state
     from tuner.artifact.manifest import verify
     from tuner.artifact.store import find, latest_evaluation
+    from tuner.durable import readable
 
     found = find(store_folder(store or "adapters"), name)
     manifest = verify(found.folder)
@@ -104,8 +144,11 @@ def show_version(name: str, store: str | None, as_json: bool) -> None:
     evaluation = latest_evaluation(found)
     if evaluation is None:
         sys.stdout.write(f"\nnot evaluated; `tuner evaluate {found.label}`\n")
+    elif not (evaluation / "report.md").is_file():
+        sys.stdout.write(f"\nno report.md in {shown_path(evaluation)}; `tuner report {found.label}` writes it\n")
     else:
-        sys.stdout.write("\n" + for_terminal((evaluation / "report.md").read_text(encoding="utf-8")))
+        with readable(evaluation / "report.md"):
+            sys.stdout.write("\n" + for_terminal((evaluation / "report.md").read_text(encoding="utf-8")))
 
 
 def _say_standing(version: Version, now: State, log: list[Entry]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner.artifact.difference import changes, difference
-from tuner.artifact.store import Version, latest_evaluation
+from tuner.artifact.store import Version, latest_evaluation, read_scores
 from tuner.errors import Refusal, refuse
 from tuner.evaluate.compare import compare
 from tuner.recipe import parse_yaml
@@ -44,7 +44,7 @@ def _scores(old: Version, new: Version) -> tuple[dict[str, Any] | None, str]:
 
 def compared(folder_a: Path, folder_b: Path, name_a: str, name_b: str) -> dict[str, Any]:
     """Two evaluations on the items both were asked. Raises Refusal where they have none in common."""
-    scores_a, scores_b = (json.loads((folder / "scores.json").read_text(encoding="utf-8")) for folder in (folder_a, folder_b))
+    scores_a, scores_b = (read_scores(folder) for folder in (folder_a, folder_b))
     facts = {**metric_facts(scores_a), **metric_facts(scores_b)}
     return compare(_rows(folder_a), _rows(folder_b), facts, name_a=name_a, name_b=name_b, seed=scores_a["seed"], resamples=scores_a["settings"]["resamples"])
 
@@ -55,7 +55,8 @@ def metric_facts(scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {f"{suite}.{name}": facts for suite, found in scores["suites"].items() for name, facts in (found.get("metrics") or known).items()}
 
 
-def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+def refuse_without_answers(folder: Path) -> None:
+    """Raises Refusal for an evaluation that came without its answers."""
     if not (folder / "answers.jsonl").is_file():
         refuse(
             folder,
@@ -64,6 +65,10 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
             "an evaluation with its answers",
             "it was pushed without them: evaluate the version here, or push with --answers",
         )
+
+
+def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+    refuse_without_answers(folder)
     with (folder / "answers.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)

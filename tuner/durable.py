@@ -116,7 +116,9 @@ def left_behind(parent: Path) -> list[Path]:
     """Staging folders in `parent` of this host whose process no longer runs, by name. `staging` removes them."""
     mine = f"{STAGE_PREFIX}{socket.gethostname()}-"
     found = []
-    for name in sorted(name for name in os.listdir(parent) if name.startswith(mine)):
+    with readable(parent):
+        listed = sorted(name for name in os.listdir(parent) if name.startswith(mine))
+    for name in listed:
         owner = re.fullmatch(r"([0-9]{1,9})-[0-9a-f]{8}", name.removeprefix(mine))
         if owner and not is_alive(int(owner[1])) and (left := parent / name).is_dir() and not left.is_symlink():
             found.append(left)
@@ -232,7 +234,8 @@ def _opened(path: Path, what: str) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOENT):
             raise
-        refuse(path, what, f"cannot be opened: {error.strerror}", "a lock file this user may write", "mend its permissions, or use another store")
+        try_ = "allow more open files (ulimit -n)" if error.errno in (errno.EMFILE, errno.ENFILE) else "mend its permissions, or use another store"
+        refuse(path, what, f"cannot be opened: {error.strerror}", "a lock file this user may write", try_)
 
 
 def _flocked(path: Path, what: str, handle: int) -> bool:
@@ -312,6 +315,15 @@ def require_space(folder: Path, needed_bytes: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         refuse(folder, what, f"{free:,} bytes free", f"{needed_bytes:,} bytes needed", "free some space, or choose a folder on another disk")
+
+
+@contextlib.contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Turns what the system says against looking into `folder` into a Refusal."""
+    try:
+        yield
+    except OSError as error:
+        refuse(folder, "", f"unreadable: {error.strerror}", "a folder this user may read", "mend its permissions")
 
 
 def ensure_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@ It knows no training. It refuses what the rooms refuse; what was answered before
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tuner.artifact.looks import look
 from tuner.artifact.records import records_hashes
 from tuner.artifact.remote import beside
-from tuner.artifact.store import Version, add_evaluation, evaluations, versions
+from tuner.artifact.store import Version, add_evaluation, evaluations, read_scores, versions
 from tuner.artifact.vllm_adapter import fastest
 from tuner.data.canaries import Canary, canaries
 from tuner.data.spec import CanarySpec
@@ -181,8 +182,9 @@ def _twin(recipe: Recipe, version: Version) -> tuple[Version, Path] | None:
         if not same:
             continue
         for folder in evaluations(other):
-            if "forgetting" in json.loads((folder / "scores.json").read_text(encoding="utf-8"))["suites"]:
-                return other, folder
+            with contextlib.suppress(Refusal):  # a broken evaluation of another version ends no run
+                if "forgetting" in read_scores(folder)["suites"]:
+                    return other, folder
     return None
 
 

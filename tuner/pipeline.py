@@ -496,12 +496,12 @@ GO_ON = Restart()
 
 def find_finished(prepared: Prepared, store: Path) -> Run | None:
     """The latest graded version of the same recipe, data, base, parent and library versions, if there is one."""
-    from tuner.artifact.store import evaluations, versions
+    from tuner.artifact.store import evaluations, read_scores, versions
 
     wanted = _identity(prepared, store)
     for version, manifest in reversed(versions(store)):
         for evaluation in evaluations(version) if _identity_said(manifest) == wanted else ():
-            scores = json.loads((evaluation / "scores.json").read_text(encoding="utf-8"))
+            scores = read_scores(evaluation)
             if scores["recipe_digest"] == prepared.recipe.digest:
                 return Run(version, evaluation, scores)
     return None

@@ -7,7 +7,6 @@ was changed since it was published, and to move an alias that somebody else move
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from typing import Any, NoReturn
 
 from tuner.artifact.history import ALIAS, Entry, Moved, State, append, entries, state
 from tuner.artifact.manifest import verify
-from tuner.artifact.store import Version, find, home_of, latest_evaluation
+from tuner.artifact.store import Version, find, home_of, latest_evaluation, read_scores
+from tuner.artifact.untrusted import refuse_elsewhere
 from tuner.errors import Refusal, refuse
 from tuner.evaluate.gate import judge
 from tuner.fingerprint import digest_file
@@ -59,8 +59,7 @@ def ruling(version: Version, recipe: Path | None = None) -> Ruled:
     if folder is None:
         refuse(version.label, "evaluations", "none yet", "a version that was evaluated", f"tuner evaluate {version.label}")
     own = recipe if recipe is not None else version.folder / "resolved.yaml"
-    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    return Ruled(version, folder, own, judge(scores, load_recipe(own).gate.rules, str(own)).as_dict())
+    return Ruled(version, folder, own, judge(read_scores(folder), load_recipe(own).gate.rules, str(own)).as_dict())
 
 
 # --- moving an alias -----------------------------------------------------------------------------------------------
@@ -86,7 +85,7 @@ def promote(
     _refuse_unfit(now, version)
     if before == version.number:
         return Promotion(version, alias, before, None, None)
-    manifest = verify(version.folder)
+    manifest = _verified(version)
     ruled = _ruled_or_refused(version, recipe, override)
     kept = ruled if isinstance(ruled, Ruled) else None
     if not override and (kept is None or kept.outcome != "pass"):
@@ -132,8 +131,15 @@ def rollback(store: Path, name: str, alias: str = PRODUCTION, *, by: str | None 
         refuse(f"{name}@{alias}", "rollback", found, "an alias that was promoted twice", f"tuner promote {name}@N --to {alias}")
     target = find(store, f"{name}@{stood[-2]}")
     _refuse_unfit(now, target)
-    facts = {"from": stood[-1], "override": False, "manifest_digest": verify(target.folder)["digest"]}
+    facts = {"from": stood[-1], "override": False, "manifest_digest": _verified(target)["digest"]}
     return _moved(home, now, "rollback", target.number, alias, by or user(), why or f"back from {name}@{stood[-1]}", facts)
+
+
+def _verified(version: Version) -> dict[str, Any]:
+    """The manifest of a version that is as it was published, and is the one of this name and number. Raises Refusal."""
+    manifest = verify(version.folder)
+    refuse_elsewhere(version.name, version.number, manifest, version.folder)
+    return manifest
 
 
 def stack(log: list[Entry], alias: str) -> list[int]:
@@ -196,7 +202,8 @@ def _refuse_pointless(now: State, version: Version, what: str) -> None:
         refuse(version.label, "retire", f"what {', '.join(aliases)} stands for", "a version that no alias stands for",
                f"tuner promote {version.name}@N --to {aliases[0]}, then retire this one")  # fmt: skip
     if (version.number in now.retired) == (what == "retire"):
-        refuse(version.label, what, "retired already" if what == "retire" else "a version that is not retired", "the other", f"tuner log {version.name}")
+        found, accepted = ("retired already", "a version in use") if what == "retire" else ("a version that is not retired", "a retired version")
+        refuse(version.label, what, found, accepted, f"tuner log {version.name}")
 
 
 # --- who, and what may not be ---------------------------------------------------------------------------------------
@@ -232,7 +239,7 @@ def _refuse_unfit(now: State, version: Version) -> None:
     if number in now.removed:
         refuse(version.label, "version", f"removed: {quoted(now.removed[number])}", "a version that is there", f"tuner list; tuner log {version.name}")
     if number in now.retired:
-        refuse(version.label, "version", f"retired: {quoted(now.retired[number])}", "a version in use", f"tuner retire --undo {version.label}")
+        refuse(version.label, "version", f"retired: {quoted(now.retired[number])}", "a version in use", f'tuner retire --undo {version.label} --reason "…"')
     if number in now.marked:
         refuse(version.label, "version", f"trained on {len(now.marked[number])} records that are to be forgotten", "a version trained without them",
                f"train it again without them (tuner log {version.name} says which), then promote that one")  # fmt: skip

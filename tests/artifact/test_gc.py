@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,9 @@ from tests.test_durable import dead_pid
 from tuner.artifact.gc import collect, garbage
 from tuner.artifact.history import append, check_log, state
 from tuner.artifact.manifest import MANIFEST, read_manifest, verify, write_manifest
+from tuner.artifact.remote import store_folder
 from tuner.artifact.store import Version, find, publish, versions
-from tuner.durable import STAGE_PREFIX
+from tuner.durable import STAGE_PREFIX, locked
 from tuner.errors import Refusal
 
 
@@ -227,3 +229,28 @@ def test_a_fault_at_every_io_call_of_a_removal_leaves_no_half_of_a_version_in_si
     points = (len(found["calls"]) + 1) // 2
     assert points > 15 and found["statuses"]["kill"] == found["statuses"]["power_loss"] == {str(KILLED): points}
     assert found["statuses"]["error"][str(OS_ERROR)] >= 3
+
+
+def test_only_names_that_something_goes_from_are_locked(tmp_path: Path) -> None:
+    for number in range(40):
+        made(tmp_path, f"n{number}")
+    note(tmp_path, "retire", made(tmp_path, "a"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 16, hard))
+    try:
+        with locked(tmp_path / "n7", "n7"):  # somebody trains
+            assert [g.label for g in collect(tmp_path, "ann").going] == ["a@1"]
+        for number in range(40):
+            note(tmp_path, "retire", find(tmp_path, f"n{number}@1"))
+        assert "ulimit -n" in refusal(lambda: collect(tmp_path, "ann"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(collect(tmp_path, "ann").going) == 40
+
+
+def test_a_remote_store_is_refused_by_its_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fsspec")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    said = refusal(lambda: garbage(store_folder(f"file://{tmp_path}/far")))
+    assert f"file://{tmp_path}/far" in said and "cache" not in said

@@ -19,7 +19,8 @@ import pytest
 from tests.faults import scratch
 from tuner.artifact.history import append, state
 from tuner.artifact.manifest import LATER, MANIFEST, SCHEMA, read_manifest, verify, write_manifest
-from tuner.artifact.store import Version, add_evaluation, add_later, find, latest_evaluation, publish, versions
+from tuner.artifact.remote import store_folder
+from tuner.artifact.store import Version, add_evaluation, add_later, evaluations, find, home_of, latest_evaluation, publish, read_scores, versions
 from tuner.durable import json_text
 from tuner.errors import Refusal
 from tuner.fingerprint import digest_file, digest_text
@@ -337,6 +338,10 @@ def test_only_folders_that_the_manifest_leaves_out_are_added_to_a_version(tmp_pa
     with pytest.raises(ValueError, match="no folder"):
         add_later(version, "sub", "x", lambda stage: None)
     assert LATER == ("evaluations", "exports", "signatures")
+    (version.folder / "exports").rename(version.folder / "signatures" / "aside")
+    (version.folder / "exports").symlink_to(version.folder / "signatures")
+    assert "does not list" in refusal(lambda: verify(version.folder))
+    (version.folder / "exports").unlink()
     (version.folder / "exported").mkdir()
     (version.folder / "exported" / "f").write_bytes(b"")
     assert "does not list" in refusal(lambda: verify(version.folder))
@@ -355,6 +360,99 @@ def test_evaluations_are_added_and_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no"):
         add_evaluation(version, "x", lambda _: (_ for _ in ()).throw(ValueError("no")))
     assert len(list((version.folder / "evaluations").iterdir())) == 3
+
+
+def test_the_evaluation_made_last_is_the_latest_whatever_touch_and_copies_do_to_its_files(tmp_path: Path) -> None:
+    version = publish(tmp_path, "a", small)
+    times = {"z": "2026-01-01T00:00:00+00:00", "m": "2026-03-01T00:30:00+01:00", "b": "2026-03-01T00:00:00+00:00", "a": "2026-03-01T00:00:00+00:00"}
+    for number, (label, created) in enumerate(times.items()):
+        folder = add_evaluation(version, label, lambda stage, c=created: (stage / "scores.json").write_text(json.dumps({"created": c})) and None)  # type: ignore[misc]
+        os.utime(folder / "scores.json", (2e9 - number, 2e9 - number))  # the other way round
+    assert [p.name for p in evaluations(version)] == ["b", "a", "m", "z"]
+    copy = Path(shutil.copytree(tmp_path / "a", tmp_path / "b"))
+    assert [p.name for p in evaluations(Version("b", 1, copy / "1"))] == ["b", "a", "m", "z"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\udcff", "[" * 100_000])
+def test_scores_that_are_not_as_written_are_refused_by_their_file_and_do_not_hide_behind_older_ones(tmp_path: Path, text: str) -> None:
+    version = publish(tmp_path, "a", small)
+    for label, said in (("first", b"{}"), ("last", text.encode("utf-8", "surrogateescape"))):
+        add_evaluation(version, label, lambda stage, s=said: (stage / "scores.json").write_bytes(s) and None)  # type: ignore[misc]
+        os.utime(version.folder / "evaluations" / label / "scores.json", (1e9, 1e9 + (label == "last")))
+    folder = latest_evaluation(version)
+    assert folder is not None and folder.name == "last" and read_scores(folder.parent / "first") == {}
+    told = refusal(lambda: read_scores(folder))
+    assert "last/scores.json" in told and "tuner evaluate a@1" in told
+
+
+def test_an_evaluation_that_could_not_be_sent_does_not_stay_here_and_can_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fsspec")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = store_folder(f"file://{tmp_path}/far")
+    version = publish(store, "a", small)
+    there = tmp_path / "far" / "a" / "1" / "evaluations" / "e"
+    there.parent.write_bytes(b"")  # a file where a folder should come: a storage that fails
+
+    def fill(stage: Path) -> None:
+        (stage / "scores.json").write_text("{}", encoding="utf-8")
+
+    refusal(lambda: add_evaluation(version, "e", fill))
+    assert latest_evaluation(version) is None and list((version.folder / "evaluations").iterdir()) == []
+    there.parent.unlink()
+    there.mkdir(parents=True)
+    (there / ".sending.json").write_bytes(b"{}")  # begun by somebody, never ended
+    assert add_evaluation(version, "e", fill).name == "e-2" and (there.parent / "e-2" / "scores.json").read_bytes() == b"{}"
+
+
+# --- what this user may not read -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def shut(path: Path) -> Iterator[None]:
+    """Nobody may read `path`, not even root: this process is somebody else meanwhile."""
+    mode, is_root = stat.S_IMODE(path.stat().st_mode), os.geteuid() == 0
+    path.chmod(0)
+    if is_root:
+        os.setresuid(65534, 65534, 0)  # the real user too: os.access asks for that one
+    try:
+        yield
+    finally:
+        if is_root:
+            os.setresuid(0, 0, 0)
+        path.chmod(mode)
+
+
+@pytest.mark.parametrize(
+    "what", ["a", "a/1", f"a/1/{MANIFEST}", "a/1/adapter.bin", "a/1/sub", "a/1/sub/note.txt", "a/log", "a/log/000001.json", "a/1/evaluations"]
+)
+def test_what_this_user_may_not_read_is_refused_by_name_never_passed_over(what: str) -> None:
+    with scratch() as folder:
+        folder.chmod(0o755)
+        version = publish(folder, "a", small)
+        add_evaluation(version, "e", lambda stage: (stage / "scores.json").write_text("{}") and None)  # type: ignore[arg-type]
+        append(folder / "a", 0, "promote", 1, "production", "ann", "good")
+
+        def everything() -> None:
+            verify(find(folder, "a@1").folder)
+            latest_evaluation(version)
+
+        everything()
+        with shut(folder / what):
+            said = refusal(everything)
+            assert "unreadable: Permission denied" in said and what in said and "mend its permissions" in said
+            if what == "a":
+                refusal(lambda: versions(folder))
+            if what in ("a", "a/log", "a/log/000001.json"):
+                refusal(lambda: state(folder / "a"))
+
+
+def test_a_version_where_a_name_alone_is_wanted_is_told_the_name(tmp_path: Path) -> None:
+    publish(tmp_path, "a", small)
+    said = refusal(lambda: home_of(tmp_path, "a@1"))
+    assert "NAME alone" in said and "use 'a'" in said
+    said = refusal(lambda: find(tmp_path / "a", "a@1"))
+    assert "no versions in this folder" in said and f"--store {tmp_path}" in said
+    assert "no versions in this folder" in refusal(lambda: find(tmp_path / "b", "a@1"))
 
 
 # --- the manifest --------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 from tuner.artifact import history
 from tuner.artifact.manifest import LATER, read_manifest
 from tuner.artifact.store import NUMBER, Version, names
-from tuner.durable import left_behind, locked, move_away
+from tuner.durable import left_behind, locked, move_away, readable
 from tuner.errors import Refusal, refuse
 from tuner.safe_text import quoted
 
@@ -59,10 +59,10 @@ class Garbage:
 
 def garbage(store: Path) -> Garbage:
     """What may go and what stays, and why. Deletes nothing. Raises Refusal for a remote store."""
-    from tuner.artifact.remote import remote_of
+    from tuner.artifact.remote import place_of, remote_of
 
     if remote_of(store) is not None:
-        refuse(store, "gc", "a remote store", "a local one: there a version is renamed aside before its first file goes",
+        refuse(place_of(store), "gc", "a remote store", "a local one: there a version is renamed aside before its first file goes",
                "delete the folder of a retired version with the store's own tools")  # fmt: skip
     known = {v.key: v for v in _known(store)}
     stays = _staying(known)
@@ -73,21 +73,36 @@ def garbage(store: Path) -> Garbage:
 
 
 def collect(store: Path, by: str, why: str = "gc") -> Garbage:
-    """Delete what may go; gives what went. Every name is locked meanwhile, so that nothing is published on top of what goes.
+    """Delete what may go; gives what went. Every name that something goes from is locked meanwhile, so that nothing is published on top of it.
 
     First the log says that the version is removed, then it leaves its place in one step, then its files are deleted: a process that ends in between
     leaves no half of a version in sight, and the next `gc` goes on with it. Raises Refusal where an alias was moved meanwhile.
     """
     with ExitStack() as held:
-        for name in names(store):
-            held.enter_context(locked(store / name, name))
         found = garbage(store)
+        homes = _homes(store, found)
+        for name in homes:
+            held.enter_context(locked(store / name, name))
+        found = garbage(store) if homes else found
+        _refuse_unlocked(store, found, homes)
         _refuse_foreign(found)
         for item in found.going:
             if item.version is not None:
                 _note_removal(item, by, why)
             move_away(item.folder)
     return found
+
+
+def _homes(store: Path, found: Garbage) -> list[str]:
+    """The names that something goes from."""
+    return sorted({item.folder.relative_to(store).parts[0] for item in found.going if item.folder.parent != store})
+
+
+def _refuse_unlocked(store: Path, found: Garbage, locked_names: list[str]) -> None:
+    """Raises Refusal, before anything is written, where by now something goes from another name too."""
+    for name in _homes(store, found):
+        if name not in locked_names:
+            refuse(store / name, "gc", "more to delete than a moment ago: somebody wrote meanwhile", "a store at rest", "run gc again")
 
 
 def _note_removal(item: Going, by: str, why: str) -> None:
@@ -133,7 +148,9 @@ class _Known:
 def _known(store: Path) -> Iterator[_Known]:
     for name in names(store):
         home = store / name
-        for number in sorted(int(p) for p in os.listdir(home) if NUMBER.fullmatch(p)):
+        with readable(home):
+            numbers = sorted(int(p) for p in os.listdir(home) if NUMBER.fullmatch(p))
+        for number in numbers:
             version = Version(name, number, home / str(number))
             yield _Known(version, _manifest(version) or None, *_fate(home, number))
 
@@ -192,9 +209,10 @@ def _manifest(version: Version) -> dict[str, Any]:
 def _left(store: Path) -> list[Path]:
     """Staging folders of processes that ended: of versions, of log entries, and of what was being added to a version."""
     homes = [store / name for name in names(store)]
-    later = [folder / kind for home in homes for folder in home.iterdir() if NUMBER.fullmatch(folder.name) for kind in LATER]
-    places = [store, *homes, *(home / history.FOLDER for home in homes), *later]
-    return [left for place in places if place.is_dir() for left in left_behind(place)]
+    with readable(store):
+        later = [folder / kind for home in homes for folder in home.iterdir() if NUMBER.fullmatch(folder.name) for kind in LATER]
+        places = [place for place in (store, *homes, *(home / history.FOLDER for home in homes), *later) if place.is_dir()]
+    return [left for place in places for left in left_behind(place)]
 
 
 def _bytes(folder: Path) -> int:

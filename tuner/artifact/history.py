@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
-from tuner.durable import ensure_shared_folder, json_text, write_new
+from tuner.durable import ensure_shared_folder, json_text, readable, write_new
 from tuner.errors import Problem, Refusal, refuse
 from tuner.fingerprint import digest_bytes, digest_text
 from tuner.safe_text import quoted
@@ -188,7 +188,8 @@ def _path(home: Path, number: int) -> Path:
 
 def _numbers(home: Path) -> list[int]:
     folder = home / FOLDER
-    found = (_FILE.fullmatch(p.name) for p in folder.iterdir()) if folder.is_dir() else ()
+    with readable(folder):
+        found = [_FILE.fullmatch(p.name) for p in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(match[1]) for match in found if match)
 
 
@@ -203,6 +204,8 @@ def _read(home: Path, number: int) -> tuple[dict[str, Any], bytes]:
     try:
         data = path.read_bytes()
         said = json.loads(data)
+    except PermissionError as error:
+        refuse(path, "", f"unreadable: {error.strerror}", "a file this user may read", "mend its permissions")
     except (OSError, ValueError, RecursionError) as error:
         refuse(path, "", f"unreadable: {error}", "the entry as it was written", "restore the log from a copy")
     if not isinstance(said, dict) or not isinstance(said.get("schema"), int):

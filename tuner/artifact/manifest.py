@@ -6,10 +6,11 @@ It refuses a folder whose files differ from their digests, and a schema newer th
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from tuner.durable import json_text
+from tuner.durable import json_text, readable
 from tuner.errors import Collector, refuse
 from tuner.fingerprint import digest_file, digest_text
 from tuner.safe_text import quoted
@@ -39,6 +40,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         refuse(folder, MANIFEST, "no manifest", "a version written by tuner", "name an adapter as NAME@VERSION; `tuner list` shows them")
+    except PermissionError as error:
+        refuse(file, "", f"unreadable: {error.strerror}", "a file this user may read", "mend its permissions")
     except (OSError, ValueError, RecursionError) as error:
         refuse(file, "", f"unreadable: {error}", "the manifest as it was written", "restore the folder from a copy")
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
@@ -59,23 +62,43 @@ def is_as_written(manifest: dict[str, Any], data: bytes) -> bool:
 def verify(folder: Path) -> dict[str, Any]:
     """Check every file against its digest, and that nothing was added. Returns the manifest; raises Refusal with all differences."""
     manifest = read_manifest(folder)
-    if not is_as_written(manifest, (folder / MANIFEST).read_bytes()):
+    with readable(folder / MANIFEST):
+        data = (folder / MANIFEST).read_bytes()
+    if not is_as_written(manifest, data):
         refuse(folder / MANIFEST, "digest", "a manifest that was changed after it was written", "the manifest as it was written",
                "restore the version from a copy; do not serve it")  # fmt: skip
     collector = Collector()
     listed = _listed(folder, manifest)
     for name, facts in listed.items():
-        path = folder / name
-        if path.is_symlink() or not path.is_file():
-            collector.add(path, "", "a link" if path.is_symlink() else "no such file", "the file as it was published", "restore the version from a copy")
-        elif path.stat().st_size != facts["bytes"] or digest_file(path) != facts["digest"]:
-            collector.add(path, "", "bytes that differ from the manifest", facts["digest"], "restore the version from a copy; do not serve it")
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if (path.is_symlink() or not path.is_dir()) and name not in listed and name != MANIFEST and not name.startswith(_LATER):
-            collector.add(path, "", "a file that the manifest does not list", "the files as published", "remove it")
+        try:
+            _compare(folder / name, facts, collector)
+        except OSError as error:
+            collector.add(folder / name, "", f"unreadable: {error.strerror}", "a file this user may read", "mend its permissions")
+    with readable(folder):
+        _find_unlisted(folder, listed, collector)
     collector.raise_if_any()
     return manifest
+
+
+def _compare(path: Path, facts: dict[str, Any], collector: Collector) -> None:
+    """One file against its entry in the manifest."""
+    if path.is_symlink() or not path.is_file():
+        collector.add(path, "", "a link" if path.is_symlink() else "no such file", "the file as it was published", "restore the version from a copy")
+    elif path.stat().st_size != facts["bytes"] or digest_file(path) != facts["digest"]:
+        collector.add(path, "", "bytes that differ from the manifest", facts["digest"], "restore the version from a copy; do not serve it")
+
+
+def _find_unlisted(folder: Path, listed: dict[str, Any], collector: Collector) -> None:
+    """What lies there and is in no manifest; and folders that this user cannot look into, which rglob passes over in silence."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if name.startswith(_LATER):
+            continue
+        if path.is_symlink() or not path.is_dir():
+            if name not in listed and name != MANIFEST:
+                collector.add(path, "", "a file that the manifest does not list", "the files as published", "remove it")
+        elif name not in LATER and not os.access(path, os.R_OK | os.X_OK):
+            collector.add(path, "", "unreadable: Permission denied", "a folder this user may read", "mend its permissions")
 
 
 def _listed(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 from tuner.artifact import backends
 from tuner.artifact.backends import Backend, is_safe, open_backend, reaching
 from tuner.artifact.manifest import LATER, MANIFEST, is_as_written
+from tuner.artifact.untrusted import ADOPTED
 from tuner.durable import boot_id, ensure_folder, ensure_own_folder, is_alive, json_text, locked, require_space, write_json, write_new
 from tuner.errors import Collector, refuse
 from tuner.fingerprint import digest_bytes, digest_file, digest_text
@@ -101,7 +102,7 @@ class Remote:
                 shutil.rmtree((self.folder / path).parent, ignore_errors=True)
             for path, size in there.items():
                 parts = path.split("/")
-                if len(parts) == 3 and parts[1] == "log":
+                if len(parts) == 3 and parts[1] in ("log", ADOPTED):
                     self._bring_entry(path, size)
                 elif len(parts) == 3 and _NUMBER.fullmatch(parts[1]) and parts[2] == MANIFEST:
                     self._bring_manifest(path)
@@ -275,14 +276,15 @@ class Remote:
             if not self.backend.upload({f"{home}/{file}": folder / file for file in files}, f"{home}/{MANIFEST}", data, what):
                 refuse(f"{self.url}/{home}", "", "a version of this number", "a number that nobody used", "publish again: it gets the next number")
 
-    def send_later(self, folder: Path, allow_personal: bool = True) -> None:
-        """Upload a folder of the mirror that was added to a version: an evaluation, an export, a signature. Its list goes last.
+    def send_later(self, folder: Path, to: Path | None = None, allow_personal: bool = True) -> None:
+        """Upload a folder that is added to a version: an evaluation, an export, a signature. Its list goes last. `to` is its place in the mirror, where it is
+        made elsewhere.
 
         Answers hold texts of the data, which go to the store that was chosen for them. Raises Refusal where another folder of this name is there.
         """
         from tuner.artifact.leaks import refuse_leaks
 
-        home = folder.relative_to(self.folder).as_posix()
+        home = (to or folder).relative_to(self.folder).as_posix()
         names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         refuse_leaks(folder, names, allow_personal)
         files = {name: {"bytes": (folder / name).stat().st_size, "digest": digest_file(folder / name)} for name in names}
@@ -295,6 +297,12 @@ class Remote:
             ):
                 return
         refuse(f"{self.url}/{home}", "", "another folder of this name", "a name that nobody used", "look again (`tuner show`), then repeat")
+
+    def send_note(self, note: Path, data: bytes) -> None:
+        """Make a note of the mirror there, before the version is sent that it is about. Its number was taken, so that nobody else writes it."""
+        with reaching(self.url, f"uploading {note.relative_to(self.folder).as_posix()}"):
+            self._same_store(make=True)
+            self._create(note.relative_to(self.folder).as_posix(), data)
 
     def append(self, name: str, number: int, data: bytes) -> bool:
         """Make entry `number` of the name's log, there and then here. False where somebody was first; the mirror then has that one."""

@@ -5,17 +5,19 @@ It refuses names that could leave the store, versions that do not exist, and to 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tuner.artifact import history
 from tuner.artifact.manifest import LATER, MANIFEST, read_manifest
 from tuner.catalog import nearest, suggestion
-from tuner.durable import ensure_own_folder, ensure_shared_folder, locked, seal, staging
+from tuner.durable import ensure_own_folder, ensure_shared_folder, locked, readable, seal, staging
 from tuner.errors import Refusal, refuse
 from tuner.safe_text import quoted
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from tuner.artifact.remote import Remote
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # the same as recipe.NAME; holds no slash, so it cannot leave the store
+SCORES = "scores.json"
 NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -76,12 +79,33 @@ def add_later(version: Version, kind: str, label: str, fill: Callable[[Path], No
     ensure_own_folder(home)
     with staging(home) as stage:
         fill(stage)
-        taken = {p.name for p in home.iterdir()}
+        taken = _taken(home, remote)
         name = next(n for n in (label, *(f"{label}-{i}" for i in range(2, 10_000))) if n not in taken)
-        seal(stage, home / name, frozen=True)
-    if remote is not None:
-        remote.send_later(home / name)
+        if remote is None:
+            seal(stage, home / name, frozen=True)
+        else:
+            _send_then_seal(remote, stage, home / name)
     return home / name
+
+
+def _taken(home: Path, remote: Remote | None) -> set[str]:
+    """Names in a folder of additions, and those at the URL: also of what was begun there and never ended."""
+    here = {p.name for p in home.iterdir()}
+    if remote is None:
+        return here
+    from tuner.artifact.backends import reaching
+
+    with reaching(remote.url, "reading"):
+        return here | remote.backend.children(home.relative_to(remote.folder).as_posix())
+
+
+def _send_then_seal(remote: Remote, stage: Path, folder: Path) -> None:
+    """Before it lies here it is there: an evaluation that nobody else can see decides nothing."""
+    remote.send_later(stage, folder)
+    try:
+        seal(stage, folder, frozen=True)
+    except FileExistsError:  # another process of this machine saw it there meanwhile, and brought its small files
+        remote.fetch_later(folder)
 
 
 def find(store: Path, wanted: str) -> Version:
@@ -101,9 +125,25 @@ def find(store: Path, wanted: str) -> Version:
 
 
 def _refuse_unknown(store: Path, wanted: str, name: str) -> NoReturn:
-    known = sorted({v.name for v, _ in versions(store)})
-    refuse(store, wanted, f"no adapter {quoted(name)}", "one of: " + (", ".join(known) or "none yet"),
-           suggestion(name, known) if known else "train one with `tuner run RECIPE`")  # fmt: skip
+    remote = _remote(store)
+    if remote is not None:
+        remote.refresh(None)
+    known = [known for known in names(store) if _has_versions(store / known)]
+    if known:
+        refuse(store, wanted, f"no adapter {quoted(name)}", "one of: " + ", ".join(known), suggestion(name, known))
+    if _has_versions(store):
+        refuse(store, wanted, f"no versions in this folder: it is itself the name {quoted(store.name)}", "the store, one folder above",
+               f"--store {store.parent}")  # fmt: skip
+    refuse(store, wanted, f"no adapter {quoted(name)}: no versions in this folder", "one of: none yet",
+           "train one with `tuner run RECIPE`, or name the store with --store")  # fmt: skip
+
+
+def _has_versions(home: Path) -> bool:
+    """Also where they cannot be looked at, False."""
+    try:
+        return bool(_standing(home))
+    except Refusal:
+        return False
 
 
 def _latest(store: Path, wanted: str, numbers: list[int], now: history.State) -> int:
@@ -114,7 +154,7 @@ def _latest(store: Path, wanted: str, numbers: list[int], now: history.State) ->
             wanted,
             "every version is retired: " + ", ".join(map(str, numbers)),
             "a name with a version in use",
-            f"tuner retire --undo {wanted}@{numbers[-1]}",
+            f'tuner retire --undo {wanted}@{numbers[-1]} --reason "…"',
         )
     return kept[-1]
 
@@ -156,7 +196,12 @@ def versions(store: Path) -> list[tuple[Version, dict[str, Any] | None]]:
     remote = _remote(store)
     if remote is not None:
         remote.refresh(None)
-    found = [Version(name, number, store / name / str(number)) for name in names(store) for number in _standing(store / name)]
+    return [found for name in names(store) for found in versions_of(store / name)]
+
+
+def versions_of(home: Path) -> list[tuple[Version, dict[str, Any] | None]]:
+    """Those of one name, as `versions` gives them; of a remote store, those that its mirror has. Raises Refusal where this user may not look."""
+    found = [Version(home.name, number, home / str(number)) for number in _standing(home)]
     return [(v, _manifest_or_none(v)) for v in found]
 
 
@@ -182,10 +227,34 @@ def latest_evaluation(version: Version) -> Path | None:
 
 
 def evaluations(version: Version) -> list[Path]:
-    """Every evaluation of a version, the one written last first."""
+    """Every evaluation of a version, the one written last first: by the time in its scores, which a copy keeps and `touch` does not change."""
     home = version.folder / "evaluations"
-    done = [p for p in home.iterdir() if (p / "scores.json").is_file()] if home.is_dir() else []
-    return sorted(done, key=lambda p: ((p / "scores.json").stat().st_mtime_ns, p.name), reverse=True)
+    with readable(home):
+        done = [p for p in home.iterdir() if (p / SCORES).is_file()] if home.is_dir() else []
+    with readable(home):
+        return done if len(done) < 2 else sorted(done, key=lambda p: (_written(p), p.name), reverse=True)
+
+
+def _written(folder: Path) -> float:
+    """When an evaluation was made, in seconds since 1970: as its scores say, or where they do not, the time of the file."""
+    try:
+        said = datetime.fromisoformat(str(read_scores(folder).get("created")))
+    except (Refusal, ValueError):
+        return (folder / SCORES).stat().st_mtime
+    return (said if said.tzinfo else said.replace(tzinfo=UTC)).timestamp()
+
+
+def read_scores(folder: Path) -> dict[str, Any]:
+    """scores.json of an evaluation of a version. Raises Refusal where it is not what was written."""
+    found = "no table of scores"
+    try:
+        scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        scores, found = None, f"unreadable: {error.strerror if isinstance(error, OSError) else error}"
+    if not isinstance(scores, dict):
+        of = folder.parent.parent
+        refuse(folder / SCORES, "", found, "the scores as they were written", f"tuner evaluate {of.parent.name}@{of.name}")
+    return scores
 
 
 def _remote(store: Path) -> Remote | None:
@@ -197,6 +266,9 @@ def _remote(store: Path) -> Remote | None:
 
 def home_of(store: Path, name: str) -> Path:
     """The folder of a name that has versions, its log as it is now. Raises Refusal."""
+    bare, at, _ = name.partition("@")
+    if at:
+        refuse(store, "adapter name", quoted(name), "NAME alone", f"use {quoted(bare)}")
     home, remote = _home(store, name), _remote(store)
     if remote is not None:
         remote.refresh(name)
@@ -213,10 +285,18 @@ def _home(store: Path, name: str) -> Path:
 
 def names(store: Path) -> list[str]:
     """Every name that has a folder in the store, also one without versions."""
-    return sorted(p.name for p in store.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)) if store.is_dir() else []
+    with readable(store):
+        return sorted(p.name for p in store.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)) if store.is_dir() else []
 
 
 def _numbers(home: Path) -> list[int]:
-    if not home.is_dir():
-        return []
-    return sorted(int(p.name) for p in home.iterdir() if NUMBER.fullmatch(p.name) and (p / MANIFEST).is_file())
+    with readable(home):
+        return sorted(int(p.name) for p in home.iterdir() if NUMBER.fullmatch(p.name) and _has_manifest(p)) if home.is_dir() else []
+
+
+def _has_manifest(folder: Path) -> bool:
+    """True also where this user may not look: that one is a version which is refused, and none that the version before it stands in for."""
+    try:
+        return (folder / MANIFEST).is_file()
+    except PermissionError:
+        return True
