@@ -17,7 +17,7 @@ from tests.faults import KILLED, OS_ERROR, swept
 from tuner import promotion
 from tuner.artifact.history import append, check_log, entries, state
 from tuner.artifact.manifest import write_manifest
-from tuner.artifact.store import Version, add_evaluation, find, publish
+from tuner.artifact.store import Version, add_evaluation, find, latest_evaluation, publish
 from tuner.errors import Refusal
 from tuner.fingerprint import digest_file
 from tuner.promotion import promote, restore, retire, rollback, ruling
@@ -96,6 +96,19 @@ def test_a_version_that_was_never_evaluated_needs_an_override_that_says_so(tmp_p
     assert "tuner evaluate a@1" in refusal(lambda: promote(tmp_path, "a@1"))
     done = promote(tmp_path, "a@1", override=True, by="bob", why="a demo")
     assert done.entry is not None and done.entry.facts["gate"]["outcome"] == "none" and "a version that was evaluated" in done.entry.facts["gate"]["why"]
+
+
+def test_a_pulled_evaluation_decides_nothing_until_somebody_answers_for_it(tmp_path: Path) -> None:
+    from tuner.artifact.hub import PULLED
+
+    version = graded(tmp_path)
+    folder = latest_evaluation(version)
+    assert folder is not None
+    (folder / PULLED).write_text("{}", encoding="utf-8")
+    assert "which was pulled" in refusal(lambda: promote(tmp_path, "a@1"))
+    assert state(tmp_path / "a").aliases == {}
+    done = promote(tmp_path, "a@1", override=True, by="ana", why="made by our own CI")
+    assert done.entry is not None and "which was pulled" in done.entry.facts["gate"]["why"]
 
 
 def test_the_latest_evaluation_and_the_rules_that_were_named_decide(tmp_path: Path) -> None:

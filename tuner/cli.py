@@ -593,6 +593,7 @@ def _signals() -> Iterator[None]:
 
 
 AGAIN = ". The same command goes on from the last checkpoint, and asks again only what was not answered yet"
+GO_ON = ("run", "train", "evaluate", "curve", "sweep")
 
 
 def main() -> None:
@@ -633,7 +634,8 @@ def _say_ended(how: str) -> None:
     from tuner.train.ranks import is_main
 
     if is_main():
-        err.print(f"{how}; nothing half-done was published{AGAIN}", markup=False)
+        again = AGAIN if sys.argv[1:2] and sys.argv[1] in GO_ON else ""
+        err.print(f"{how}; nothing half-done was published{again}", markup=False)
 
 
 def _refused(refusal: Refusal) -> Exit:

@@ -5,12 +5,14 @@ It refuses to listen beyond this machine without a key.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tuner.cli_words import BaseFolder, Store
+from tuner.errors import Exit, Terminated
 from tuner.telling import err
 
 Names = Annotated[
@@ -25,7 +27,7 @@ def serve(
     host: Annotated[str, typer.Option(help="address to listen on; other than this machine's own only with --api-key-file")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one and says which")] = 8000,
     api_key_file: Annotated[Path | None, typer.Option(help="file (mode 0600) of the key that every request must carry as its bearer token")] = None,
-    allow_host: Annotated[list[str] | None, typer.Option(metavar="NAME", help="another name under which clients reach it; repeatable")] = None,
+    allow_host: Annotated[list[str] | None, typer.Option(metavar="NAME[:PORT]", help="another host that clients name; alone: any port; repeatable")] = None,
     rows: Annotated[int, typer.Option(min=1, max=1024, help="answers under way at once, over all models")] = 16,
     queue: Annotated[int, typer.Option(min=0, max=100_000, help="requests that may wait besides; further ones get 429")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer a client may ask for, and gets by default")] = 1024,
@@ -40,7 +42,12 @@ def serve(
 
     choose({"transformers": None, "vllm": None}, engine, "command line", "--engine")
     settings = Settings(host, port, api_key_file, tuple(allow_host or ()), rows, queue, max_new_tokens, timeout, grace, engine)
-    room(Source(tuple(names), store or "adapters", base, device, load), settings, lambda line: err.print(line, markup=False, soft_wrap=True, highlight=False))
+    source = Source(tuple(names), store or "adapters", base, device, load)
+    try:
+        room(source, settings, lambda line: err.print(line, markup=False, soft_wrap=True, highlight=False))
+    except (KeyboardInterrupt, Terminated) as ended:  # said here: what other commands say of checkpoints is not true of a server
+        err.print("the server has stopped", markup=False)
+        sys.exit(Exit.INTERRUPTED if isinstance(ended, KeyboardInterrupt) else Exit.TERMINATED)
 
 
 COMMANDS = (serve,)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tuner.artifact.history import ALIAS, Entry, Moved, State, append, entries, state
+from tuner.artifact.hub import PULLED
 from tuner.artifact.manifest import verify
 from tuner.artifact.store import Version, find, home_of, latest_evaluation, read_scores
 from tuner.artifact.untrusted import refuse_elsewhere
@@ -99,11 +100,20 @@ def promote(
 def _ruled_or_refused(version: Version, recipe: Path | None, override: bool) -> Ruled | Refusal:
     """The ruling; where the gate is overridden anyway, also why there can be none."""
     try:
-        return ruling(version, recipe)
+        ruled = ruling(version, recipe)
+        _refuse_pulled(ruled)
+        return ruled
     except Refusal as refusal:
         if not override:
             raise
         return refusal
+
+
+def _refuse_pulled(ruled: Ruled) -> None:
+    """Raises Refusal where the evaluation came with a pulled version: its scores are no file of the manifest, so nobody vouches for them."""
+    if (ruled.evaluation / PULLED).is_file():
+        refuse(ruled.version.label, "evaluations", f"{ruled.evaluation.name}, which was pulled: nobody here made it", "an evaluation made here",
+               f"tuner evaluate {ruled.version.label}, or --override with a reason")  # fmt: skip
 
 
 def _gate_facts(ruled: Ruled | Refusal) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from tests.conftest import ROOT
 from tuner.artifact import history
 from tuner.artifact import hub as room
 from tuner.artifact.manifest import MANIFEST, read_manifest, verify, write_manifest
+from tuner.artifact.opening import verified
 from tuner.artifact.store import Version, add_evaluation, find, latest_evaluation, publish, versions
+from tuner.artifact.untrusted import refuse_unsafe
 
 TOKEN = "a-token-of-a-test"
 CARD = '---\n{"library_name": "peft", "base_model": "some/base", "tags": ["lora"]}\n---\n\n# toy\n'
@@ -204,7 +207,10 @@ def test_a_pulled_version_is_the_pushed_one_file_for_file(pushed: Callable[..., 
     assert all((version.folder / name).read_bytes() == (toy.folder / name).read_bytes() for name in SENT)
     assert not any(p.stat().st_mode & 0o222 for p in version.folder.rglob("*") if p.is_file())
     latest = latest_evaluation(find(store, "toy"))
-    assert latest is not None and {p.name for p in latest.iterdir()} == {"scores.json", "report.json", "report.md"}  # a page is code: it stays there
+    assert latest is not None
+    assert {p.name for p in latest.iterdir()} == {"scores.json", "report.json", "report.md", "pulled.json"}  # a page is code: it stays there
+    came = json.loads((latest / "pulled.json").read_text())
+    assert re.fullmatch(r"hub:team/toys@[0-9a-f]{40}", came["from"])
     assert pushed(store) == (version, False)
 
 
@@ -227,6 +233,52 @@ def test_a_number_that_another_version_has_is_refused_and_another_name_helps(pus
     version, _ = pushed(store, as_name="theirs")
     assert version.label == "theirs@1" and verify(find(store, "theirs@1").folder)["name"] == "toy"
     assert "--as NAME" in refusal(lambda: pushed(store, as_name="../theirs"))
+
+
+def test_a_version_under_another_name_is_whole_and_another_one_in_its_place_is_not(pushed: Callable[..., Any], toy: Version, tmp_path: Path) -> None:
+    store = tmp_path / "there"
+    pushed(store, as_name="theirs")
+    note = store / "theirs/adopted/1.json"
+    assert json.loads(note.read_text())["manifest_digest"] == read_manifest(toy.folder)["digest"] and not note.stat().st_mode & 0o222
+    version, manifest = verified("theirs", store)
+    assert version.label == "theirs@1" and refuse_unsafe(version.folder, manifest).values == 16
+    assert [v.label for v, _ in versions(store)] == ["theirs@1"]
+    publish(store, "other", lambda stage, number: fill(stage, 50))
+    version.folder.rename(tmp_path / "aside")
+    shutil.copytree(store / "other/1", store / "theirs/1")
+    assert "put another version in its place" in refusal(lambda: verified("theirs", store))
+    shutil.rmtree(store / "theirs/1")
+    (tmp_path / "aside").rename(store / "theirs/1")
+    for said in (None, b"{", b"[]", b"{}", b'{"manifest_digest": null}', b"[" * 1000):
+        note.unlink()
+        if said is not None:
+            note.write_bytes(said)
+        else:
+            note.mkdir()
+        assert "put another version in its place" in refusal(lambda: verified("theirs", store)), said
+        if said is None:
+            note.rmdir()
+            note.write_bytes(b"")
+
+
+def test_a_note_left_by_a_pull_that_ended_before_its_version_is_written_over(pushed: Callable[..., Any], tmp_path: Path) -> None:
+    note = tmp_path / "there/theirs/adopted/1.json"
+    note.parent.mkdir(parents=True)
+    note.write_text("{}")
+    pushed(tmp_path / "there", as_name="theirs")
+    assert verified("theirs@1", tmp_path / "there")[0].label == "theirs@1"
+
+
+def test_a_second_pull_brings_evaluations_that_are_new_and_leaves_those_that_are_there(
+    online: Callable[..., Any], hub: Hub, pushed: Callable[..., Any], toy: Version, tmp_path: Path
+) -> None:
+    version, _ = pushed(tmp_path / "there")
+    shutil.rmtree(version.folder / "evaluations/2026-01-01-a")  # as where a pull ended too early
+    add_evaluation(toy, "2026-01-02-b", evaluated)
+    online(room.push, toy, "hub:team/toys", endpoint=hub.endpoint)
+    assert pushed(tmp_path / "there") == (version, False) == pushed(tmp_path / "there")
+    assert {p.name for p in (version.folder / "evaluations").iterdir()} == {"2026-01-01-a", "2026-01-02-b"}
+    assert (version.folder / "evaluations/2026-01-02-b/pulled.json").is_file()
 
 
 def test_the_number_of_a_removed_version_is_not_filled_again(pushed: Callable[..., Any], tmp_path: Path) -> None:
@@ -341,7 +393,8 @@ def test_hostile_evaluations_are_left_out(pushed: Callable[..., Any], tmp_path: 
 
     version, _ = pushed(tmp_path / "there", change=change)
     kept = {p.relative_to(version.folder).as_posix() for p in version.folder.rglob("*") if p.is_file()}
-    assert kept == SENT | {"evaluations/evil/scores.json", *(f"evaluations/2026-01-01-a/{n}" for n in ("scores.json", "report.json", "report.md"))}
+    made = {f"evaluations/2026-01-01-a/{n}" for n in ("scores.json", "report.json", "report.md", "pulled.json")}
+    assert kept == SENT | made | {"evaluations/evil/scores.json", "evaluations/evil/pulled.json"}
 
 
 # --- as a store ----------------------------------------------------------------------------------------------------

@@ -24,9 +24,11 @@ from tests.conftest import ROOT, colours_in, graded_colours_in, tuner
 from tests.faults import KILLED, OS_ERROR, REFUSED, swept
 from tuner.artifact import history
 from tuner.artifact.backends import BACKENDS, open_backend, reaching, url_of
+from tuner.artifact.hub import _adopt as adopt
 from tuner.artifact.manifest import MANIFEST, verify, write_manifest
 from tuner.artifact.remote import MARK, Remote, place_of, remote_of, store_folder
-from tuner.artifact.store import add_evaluation, find, latest_evaluation, publish, versions
+from tuner.artifact.store import Version, add_evaluation, find, latest_evaluation, publish, versions
+from tuner.artifact.untrusted import refuse_elsewhere
 
 FILES = {
     "adapter_model.safetensors": b"\x02\0\0\0\0\0\0\0{}" + bytes(range(256)),
@@ -142,6 +144,19 @@ def test_an_evaluation_and_an_alias_reach_the_other_machine(machines: Machines) 
     assert latest is not None and latest.name == "2026-01-01-0"  # the one written last, not the last by name
     assert (latest / "answers.jsonl").read_bytes() == b'{"answer": 2}\n'
     assert [e.why for e in history.entries(machines.at("two") / "toy")] == ["it is better"]
+
+
+def test_a_version_adopted_under_another_name_is_in_its_place_on_the_other_machine_too(machines: Machines, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    fill(made, 1)
+    manifest = verify(made)
+    store = machines.at("one")
+    adopt(store, Version("theirs", 1, store / "theirs" / "1"), manifest, "hub:a/b@c", lambda stage: fill(stage, 1))
+    found = find(machines.at("two"), "theirs")
+    refuse_elsewhere(found.name, found.number, verify(found.folder), found.folder)
+    for label, facts in (("theirs", {**manifest, "digest": "sha256:" + "0" * 64}), ("other", manifest)):
+        assert "in its place" in refusal(lambda label=label, facts=facts: refuse_elsewhere(label, 1, facts, found.folder.parent.parent / label / "1"))  # type: ignore[misc]
 
 
 def test_of_two_machines_that_move_an_alias_at_once_one_is_refused(machines: Machines) -> None:

@@ -91,3 +91,4 @@ def test_at_sigterm_running_answers_end_new_ones_are_not_taken_and_the_exit_code
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", server.port))
     assert question not in server.said and said[:40] not in server.said and "Traceback" not in server.said
+    assert server.said.rstrip().endswith("the server has stopped") and "checkpoint" not in server.said

@@ -10,22 +10,25 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 
 from tests.conftest import tuner as command_line
-from tests.serve.conftest import add_version
+from tests.serve.conftest import add_version, move, until
 from tuner.errors import Refusal
 from tuner.serve.endpoint import Endpoint, Limits, application
 from tuner.serve.fleet import BASE, Fleet, Loaded, Model, open_fleet
 from tuner.serve.guard import Guard
 from tuner.serve.meters import METERS, Meters
 from tuner.serve.pilot import Pilot
-from tuner.serve.server import Settings, Source, api_key, hosts_of, refuse_missing, serve
+from tuner.serve.server import Settings, Source, allowed_hosts, api_key, hosts_of, refuse_missing, serve
 from tuner.serve.stops import Stopping
 from tuner.serve.vllm_command import vllm_line, vllm_words
+from tuner.serve.watch import Watch
 
 KEY = "k" * 32
 
@@ -139,8 +142,107 @@ def test_it_listens_beyond_this_machine_only_with_a_key_that_others_cannot_read(
 def test_hosts_are_its_own_names_and_those_given() -> None:
     own = {"127.0.0.1:80", "localhost:80", "[::1]:80"}
     assert hosts_of(Settings(), 8000) == {h.replace(":80", ":8000") for h in own}
-    assert hosts_of(Settings(host="0.0.0.0", allowed_hosts=("Box.example",)), 80) == own | {"box.example:80", "127.0.0.1", "localhost", "[::1]", "box.example"}
+    assert hosts_of(Settings(host="0.0.0.0"), 80) == own | {"127.0.0.1", "localhost", "[::1]"}
     assert "[::2]:9" in hosts_of(Settings(host="::2"), 9) and "[::]:9" not in hosts_of(Settings(host="::"), 9)
+
+
+def status(host: str, allowed: tuple[str, ...], **headers: str) -> int:
+    """What the guard says to a request for `host` on port 8000; 200 where it lets it through."""
+
+    async def inside(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask() -> int:
+        settings = Settings(allowed_hosts=allowed)
+        app = Guard(inside, hosts_of(settings, 8000), None, allowed_hosts(settings))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
+            return (await client.get("http://x/health", headers={"Host": host, **headers})).status_code
+
+    return asyncio.run(ask())
+
+
+def test_a_host_that_was_allowed_answers_on_any_port_or_on_the_one_named() -> None:
+    named = ("Tuner.example.org", "localhost", "box:9000", "fe80::1", "[::1]:7")
+    for host in ("tuner.example.org", "tuner.EXAMPLE.org:443", "localhost:9000", "localhost", "box:9000", "[fe80::1]:5", "[::1]:7", "127.0.0.1:8000"):
+        assert status(host, named) == 200, host
+    for host in ("box", "box:8000", "127.0.0.1:9000", "[::1]:8", "evil.example", "tuner.example.org.evil.example", "tuner.example.org:", "tuner.example.org:4x",
+                 "tuner.example.org:1:2", "tuner.example.org:123456", "a.tuner.example.org", "@tuner.example.org"):  # fmt: skip
+        assert status(host, named) == 421, host
+    assert status("localhost:9000", ()) == status("localhost", ()) == status("tuner.example.org", ()) == 421
+
+
+def test_pages_of_an_allowed_host_may_ask_that_host_alone() -> None:
+    for origin, said in (("https://a.example", 200), ("http://a.example", 200), ("https://a.example:8443", 403), ("https://b.example", 403), ("null", 403)):
+        assert status("a.example", ("a.example", "b.example"), Origin=origin) == said, origin
+    assert status("localhost:8000", ("a.example",), Origin="https://localhost:8000") == 403
+
+
+def test_a_host_to_allow_is_a_name_and_no_url() -> None:
+    for odd in ("https://tuner.example.org", "a.example/v1", "*", "", "a b", "a.example:x"):
+        with pytest.raises(Refusal, match="--allow-host"):
+            allowed_hosts(Settings(allowed_hosts=(odd,)))
+
+
+# --- what happens to the store meanwhile -------------------------------------------------------------------------------
+
+
+def test_a_store_that_cannot_be_read_degrades_health_until_it_can_and_the_watch_lives_on(
+    store: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuner.serve.watch.SECONDS", 0.02)
+    shutil.copytree(store, tmp_path / "store")
+    home, said = tmp_path / "store" / "colours", list[str]()
+    move(home, "production", 2)
+    move(home, "candidate", 2)
+    fleet = open_fleet(["colours@production", "colours@candidate"], home.parent, str(tiny_base), "cpu", "fp32", 4)
+    pilot = Pilot(4, 4, Meters(), lambda: None)
+    watch = Watch(fleet, pilot, Meters(), said.append)
+    health = Endpoint(fleet, pilot, Meters(), Limits(40, 60.0), watch).health
+    pilot.start()
+
+    def now() -> str:
+        return str(json.loads(bytes(asyncio.run(health(Request({"type": "http", "tuner.has_key": True}))).body))["status"])
+
+    assert now() == "degraded"  # nobody watches yet
+    watch.start()
+    assert now() == "ok"
+    newest = max((home / "log").glob("*.json"))
+    newest.rename(tmp_path / "aside")
+    newest.mkdir()  # even root cannot read it as a file
+    until(lambda: now() == "degraded")
+    newest.rmdir()
+    (tmp_path / "aside").rename(newest)
+    until(lambda: now() == "ok")
+    weights = home / "3" / "adapter_model.safetensors"
+    weights.unlink()
+    weights.symlink_to(weights)
+    move(home, "production", 3)
+    until(lambda: now() == "degraded")
+    move(home, "production", 1)
+    until(lambda: now() == "ok" and fleet.models[0].loaded.label == "colours@1")
+    for thread in (watch, pilot):
+        thread.stop()
+        thread.join(10)
+    assert now() == "stopped" and sum("cannot be read" in line for line in said) == 1
+
+
+def test_a_version_whose_loading_breaks_off_is_held_back_without_its_paths(fleet: Fleet, store: Path) -> None:
+    class Broken:
+        version = fleet.first.version
+
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def beside(self, *_: object) -> None:
+            raise self.error
+
+    for error in (PermissionError(13, "Permission denied", str(store)), RuntimeError("CUDA out of memory")):
+        model = Model("m", SimpleNamespace(adapter=Broken(error), label="colours@2"), "production")  # type: ignore[arg-type]
+        torn = Fleet([model], store)
+        meters, said = Meters(), list[str]()
+        Watch(torn, Pilot(1, 1, meters, lambda: None), meters, said.append)._take(model, 3)
+        assert torn.models[0].held_back == f"colours@3 was not taken: {type(error).__name__}" and len(said) == 1
 
 
 def test_a_taken_port_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from tuner.artifact.backends import BACKENDS, HubStore, reaching
 from tuner.artifact.manifest import LATER, MANIFEST, read_manifest, verify
 from tuner.artifact.remote import MANIFEST_BYTES, checked_manifest, remote_of
 from tuner.artifact.store import NUMBER, Version, add_later, latest_evaluation
-from tuner.artifact.untrusted import refuse_unsafe
-from tuner.durable import ensure_shared_folder, locked, require_space, seal, staging
+from tuner.artifact.untrusted import adopted_note, refuse_unsafe
+from tuner.durable import ensure_own_folder, ensure_shared_folder, json_text, locked, require_space, seal, staging, write_bytes
 from tuner.errors import Collector, Refusal, refuse
 from tuner.fingerprint import digest_file
 from tuner.safe_text import quoted
@@ -30,6 +30,7 @@ MOST_EVALUATION_BYTES = 256 << 20  # of one file that lies beside a version
 SUFFIXES = frozenset({".safetensors", ".json", ".jsonl", ".yaml", ".md", ".parquet", ".jinja", ".txt", ".model"})
 EVALUATION_FILES = ("scores.json", "report.json", "report.md")
 PAGE = "report.html"  # sent, for people to look at; never brought in
+PULLED = "pulled.json"  # in an evaluation that came from elsewhere
 ANSWERS = "answers.jsonl"  # texts of the data
 OF_THE_HUB = frozenset({".gitattributes", "README.md"})  # what the hub puts into a new repository
 _SOURCE = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -145,7 +146,8 @@ def pull(source: str, store: Path, *, as_name: str | None = None, endpoint: str 
     repo, revision = _parsed(source)
     hub = _hub(repo, revision or "main", endpoint)
     with reaching(source, "pulling"):
-        pinned = HubStore(hub.url, hub.kind, f"{repo}@{hub.head()}", hub.api.endpoint)
+        place = f"hub:{repo}@{(commit := hub.head())}"
+        pinned = HubStore(hub.url, hub.kind, f"{repo}@{commit}", hub.api.endpoint)
         there = pinned.files("")
         if MANIFEST not in there:
             refuse(source, MANIFEST, "no manifest", "a repository that `tuner push` wrote", "name its branch, tag or commit: hub:ORG/REPO@REVISION")
@@ -156,9 +158,10 @@ def pull(source: str, store: Path, *, as_name: str | None = None, endpoint: str 
             refuse(source, "name", quoted(f"{name}@{number}"), "a name and number as tuner gives them", "give it a name with --as NAME")
         version = Version(name, int(str(number)), store / name / str(number))
         if _is_there(store, version, manifest):
+            _pull_evaluations(pinned, there, version, place)  # made since, or cut short the last time
             return version, False
-        _adopt(store, version, lambda stage: _fetch(pinned, manifest, stage, source))
-        _pull_evaluations(pinned, there, version)
+        _adopt(store, version, manifest, place, lambda stage: _fetch(pinned, manifest, stage, source))
+        _pull_evaluations(pinned, there, version, place)
         return version, True
 
 
@@ -197,17 +200,34 @@ def _refuse_taken(store: Path, version: Version, found: str) -> NoReturn:
     refuse(store, version.label, found, "a number that nobody has", "bring it in under another name: --as NAME")
 
 
-def _adopt(store: Path, version: Version, fill: Callable[[Path], None]) -> None:
-    """Publish a version under its own number: nothing is there, or all of it."""
+def _adopt(store: Path, version: Version, manifest: dict[str, Any], place: str, fill: Callable[[Path], None]) -> None:
+    """Publish a version under its own number: nothing is there, or all of it.
+
+    Under another name than its manifest says it is refused wherever it is opened, but for a note beside it: written first, so that no version lacks it.
+    """
     home, remote = store / version.name, remote_of(store)
     ensure_shared_folder(store)
     ensure_shared_folder(home)
     with locked(home, version.name), staging(home) as stage:
         fill(stage)
+        note = (
+            None
+            if manifest["name"] == version.name
+            else json_text(
+                {"schema": 1, "manifest_digest": manifest["digest"], "from": place, "name": manifest["name"], "version": manifest["version"]}
+            ).encode()
+        )
         if remote is not None:
             if not remote.take(version.name, version.number):
                 _refuse_taken(store, version, "a number that was given")
+            if note is not None:
+                remote.send_note(adopted_note(version.folder), note)
             remote.send(version.name, version.number, stage, allow_personal=True)
+        if version.folder.exists():
+            _refuse_taken(store, version, "another version, published meanwhile")
+        if note is not None:
+            ensure_own_folder(adopted_note(version.folder).parent)
+            write_bytes(adopted_note(version.folder), note, frozen=True)  # over one that a pull left which ended here: no version had it
         try:
             seal(stage, version.folder, frozen=True)
         except FileExistsError:
@@ -232,19 +252,23 @@ def _fetch(hub: HubStore, manifest: dict[str, Any], stage: Path, source: str) ->
         raise Refusal(replace(p, where=p.where.replace(str(stage), source)) for p in refusal.problems) from None
 
 
-def _pull_evaluations(hub: HubStore, there: dict[str, int], version: Version) -> None:
-    """Evaluations that lie beside the version: no manifest vouches for them, so only data files of the known names, and never over one that is there."""
+def _pull_evaluations(hub: HubStore, there: dict[str, int], version: Version, place: str) -> None:
+    """Evaluations that lie beside the version: no manifest vouches for them, so only data files of the known names, and never over one that is there.
+
+    Each gets a file that says where it came from: nobody here made it.
+    """
     found = sorted({file.split("/")[1] for file in there if re.fullmatch(r"evaluations/[\w-][\w.-]*/scores\.json", file, re.ASCII)})
     for label in found:
         files = {file: there[at] for file in (*EVALUATION_FILES, ANSWERS) if (at := f"evaluations/{label}/{file}") in there}
         if max(files.values()) <= MOST_EVALUATION_BYTES and not (version.folder / "evaluations" / label).exists():
-            add_later(version, "evaluations", label, partial(_fetch_evaluation, hub, f"evaluations/{label}", files))
+            add_later(version, "evaluations", label, partial(_fetch_evaluation, hub, f"evaluations/{label}", files, place))
 
 
-def _fetch_evaluation(hub: HubStore, home: str, files: dict[str, int], stage: Path) -> None:
+def _fetch_evaluation(hub: HubStore, home: str, files: dict[str, int], place: str, stage: Path) -> None:
     require_space(stage, sum(files.values()), f"pulling {home}")
     for file, size in files.items():
         hub.download(f"{home}/{file}", stage / file, size)
+    (stage / PULLED).write_text(json_text({"schema": 1, "from": place}), encoding="utf-8")
 
 
 def _parsed(source: str) -> tuple[str, str | None]:

@@ -35,7 +35,9 @@ from tuner.errors import Collector, refuse
 from tuner.safe_text import quoted, visible
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADOPTED = "adopted"  # STORE/NAME/adopted/N.json: version N was pulled under another name than its own
 MOST_TEXT_BYTES = 64 * 2**20
+MOST_NOTE_BYTES = 1 << 20
 MOST_FILES = 10_000
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,127}){0,7}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -404,7 +406,23 @@ def _prompt_misfits(config: PromptConfig, model: Any) -> Iterator[Problem]:
 
 
 def refuse_elsewhere(name: str, number: int, manifest: Mapping[str, Any], where: Path) -> None:
-    """Refuse a version that lies under another name or number than it was published as: an older one put in its place is valid by itself."""
-    if (manifest.get("name"), manifest.get("version")) != (name, number):
+    """Refuse a version that lies under another name or number than it was published as: an older one put in its place is valid by itself.
+
+    One that was pulled under another name is in its place: the note beside it says so, by the digest of its manifest, which must have been verified.
+    """
+    if (manifest.get("name"), manifest.get("version")) != (name, number) and not _is_adopted(where, manifest):
         refuse(where / MANIFEST, "name", f"{quoted(manifest.get('name'))} version {quoted(manifest.get('version'))}", f"{name} version {number}",
                "do not use it: somebody put another version in its place")  # fmt: skip
+
+
+def adopted_note(folder: Path) -> Path:
+    """Where it stands that the version in `folder` came from elsewhere under another name. Outside of it, for its files are sealed."""
+    return folder.parent / ADOPTED / f"{folder.name}.json"
+
+
+def _is_adopted(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    try:
+        note = parse(adopted_note(folder).read_bytes(), MOST_NOTE_BYTES)
+    except (OSError, Malformed):  # none, or none that we wrote
+        return False
+    return isinstance(note, dict) and isinstance(note.get("manifest_digest"), str) and note["manifest_digest"] == manifest.get("digest")

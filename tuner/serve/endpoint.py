@@ -24,6 +24,7 @@ from tuner.serve.guard import BODY_BYTES, too_large
 from tuner.serve.meters import Meters
 from tuner.serve.pilot import Delivered, Failed, Full, Gone, Pilot, Stopped, Ticket
 from tuner.serve.stops import Stopping
+from tuner.serve.watch import Watch
 from tuner.serve.wire import LAST_EVENT, Asked, Heading, Rejected, chunk, completion, event, read_request, usage_chunk, usage_of
 
 RETRY_SECONDS = 1  # said to clients that found the queue full
@@ -50,7 +51,9 @@ class Said:
 class Endpoint:
     """Answers requests with the fleet's models, through the pilot."""
 
-    def __init__(self, fleet: Fleet, pilot: Pilot, meters: Meters, limits: Limits):
+    def __init__(self, fleet: Fleet, pilot: Pilot, meters: Meters, limits: Limits, watch: Watch | None = None):
+        """`watch` moves the aliases; None where none can move."""
+        self._watch = watch
         self.fleet, self.pilot, self.meters, self.limits = fleet, pilot, meters, limits
         self._started = int(time.time())
         self._reading = asyncio.Semaphore(2)  # requests whose texts become token ids at once, so that answers under way keep their cores
@@ -131,10 +134,10 @@ class Endpoint:
         return {"id": model.name, "object": "model", "created": self._started, "owned_by": "tuner", "version": model.loaded.label}
 
     async def health(self, request: Request) -> Response:
-        """200 while answers can be given; `degraded` where an alias moved to a version that was not taken."""
+        """200 while answers can be given; `degraded` where an alias moved to a version that was not taken, or a move would go unnoticed."""
         running = self.pilot.is_alive()
-        held_back = any(model.held_back for model in self.fleet.models)
-        status = "stopped" if not running else "degraded" if held_back else "ok"
+        is_behind = any(model.held_back for model in self.fleet.models) or (self._watch is not None and not self._watch.sees)
+        status = "stopped" if not running else "degraded" if is_behind else "ok"
         said: dict[str, Any] = {"status": status}
         if request.scope.get("tuner.has_key"):
             said["models"] = {m.name: {"version": m.loaded.label, "held_back": m.held_back} for m in self.fleet.models}

@@ -21,6 +21,7 @@ from tuner.safe_text import quoted
 if TYPE_CHECKING:
     from tuner.artifact.decode import Decoder
 
+NOT_TAKEN = (Refusal, OSError, RuntimeError)  # what keeps a newer version out: that it is wrong, that its files cannot be read, or torch's memory
 BASE = "base"  # the name under which the untouched base answers
 
 
@@ -89,7 +90,7 @@ class Fleet:
     # --- an alias moves
 
     def moved(self) -> list[tuple[Model, int]]:
-        """Models whose alias points at another version than the one that answers, and that version. Raises Refusal where a log cannot be read."""
+        """Models whose alias points at another version than the one that answers, and that version. Raises Refusal or OSError where a log cannot be read."""
         found = []
         for model in self.models:
             if model.alias is None:
@@ -103,14 +104,15 @@ class Fleet:
     def take(self, model: Model, number: int) -> list[Loaded]:
         """Load a version beside the one that answers, and answer with it from now on. Returns what the old one answered as, which may still go on.
 
-        Raises Refusal where it does not verify or does not belong on this base: the old one goes on answering.
+        Raises one of NOT_TAKEN where it does not verify, load or belong on this base: the old one goes on answering.
         """
         label = f"{model.loaded.adapter.version.name}@{number}"
         try:
             new = Loaded(model.loaded.adapter.beside(label, self.store))
-        except Refusal as refusal:
+        except NOT_TAKEN as error:
             self._refused[model.name] = number
-            self._become(replace(model, held_back=f"{label} was not taken: {_without_paths(refusal)}"))
+            why = _without_paths(error) if isinstance(error, Refusal) else type(error).__name__
+            self._become(replace(model, held_back=f"{label} was not taken: {why}"))
             raise
         self._refused.pop(model.name, None)
         self._become(replace(model, loaded=new, held_back=None))

@@ -21,14 +21,19 @@ if TYPE_CHECKING:
 BODY_BYTES = 2**20
 OPEN_PATH = "/health"  # answers without the key, and then says nothing but whether it runs
 _JSON = re.compile(r"application/json\s*(;\s*charset=\"?utf-8\"?\s*)?", re.IGNORECASE)
+_PORT = re.compile(r":[0-9]{1,5}\Z")
 _HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 
 
 class Guard:
-    """ASGI middleware. `hosts` are the accepted values of the Host header, lower case, with their port."""
+    """ASGI middleware. `hosts` are the accepted values of the Host header, lower case, with their port.
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str], key: str | None):
-        self._app, self._hosts = app, frozenset(hosts)
+    So are those of `allowed`; one without a port stands for itself with any port or none. What stands before the server may speak TLS, so that pages
+    of such a host, and of no other port of it than they ask, may come by either scheme.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str], key: str | None, allowed: Collection[str] = ()):
+        self._app, self._hosts, self._allowed = app, frozenset(hosts), frozenset(allowed)
         self._origins = frozenset(f"http://{host}" for host in hosts)
         self._key = None if key is None else _digest(key.encode())
 
@@ -61,13 +66,19 @@ class Guard:
             _check_body(given)
 
     def _check_host(self, values: list[bytes], raw_path: bytes) -> None:
-        if len(values) != 1 or values[0].decode("latin-1").lower() not in self._hosts or not raw_path.startswith(b"/"):
+        host = values[0].decode("latin-1").lower() if len(values) == 1 else ""
+        if not (host in self._hosts or self._is_allowed(host)) or not raw_path.startswith(b"/"):
             raise Rejected(421, "this server does not answer for that host", None, "misdirected_request")
+
+    def _is_allowed(self, host: str) -> bool:
+        return host in self._allowed or _PORT.sub("", host) in self._allowed
 
     def _check_origin(self, given: Mapping[bytes, list[bytes]]) -> None:
         origins = [value.decode("latin-1").lower() for value in given.get(b"origin", [])]
+        host = given[b"host"][0].decode("latin-1").lower()
+        own = self._origins | ({f"http://{host}", f"https://{host}"} if self._is_allowed(host) else set())
         sites = {value.lower() for value in given.get(b"sec-fetch-site", [])}
-        if any(origin not in self._origins for origin in origins) or sites & {b"cross-site", b"same-site"}:
+        if any(origin not in own for origin in origins) or sites & {b"cross-site", b"same-site"}:
             raise Rejected(403, "pages of other origins may not ask this server", None, "foreign_origin")
 
     def _check_key(self, values: list[bytes], path: str) -> bool:

@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import ipaddress
 import logging
+import re
 import socket
 import stat
 import traceback
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 NEEDED = ("fastapi", "uvicorn")
 LEAST_KEY = 16  # characters
+_HOST = re.compile(r"([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def serve(source: Source, settings: Settings, say: Callable[[str], None]) -> Non
     """
     refuse_missing()
     key = api_key(settings)
+    allowed_hosts(settings)
     if settings.engine == "vllm":
         from tuner.serve.vllm_command import refuse_without_vllm
 
@@ -88,13 +91,13 @@ def _run(fleet: Fleet, settings: Settings, key: str | None, listening: socket.so
     port = listening.getsockname()[1]
     meters = Meters()
     pilot = Pilot(settings.rows, settings.queue, meters, lambda: setattr(server, "should_exit", True))
-    endpoint = Endpoint(fleet, pilot, meters, Limits(settings.max_new_tokens, settings.timeout_seconds))
-    app = Guard(application(endpoint), hosts_of(settings, port), key)
+    watch = Watch(fleet, pilot, meters, say)
+    endpoint = Endpoint(fleet, pilot, meters, Limits(settings.max_new_tokens, settings.timeout_seconds), watch)
+    app = Guard(application(endpoint), hosts_of(settings, port), key, allowed_hosts(settings))
     server: Any = uvicorn.Server(uvicorn.Config(
         app, http="h11", ws="none", loop="asyncio", lifespan="off", log_config=None, access_log=False, server_header=False, proxy_headers=False,
         timeout_graceful_shutdown=settings.grace_seconds,
     ))  # fmt: skip
-    watch = Watch(fleet, pilot, meters, say)
     for line in start_lines(fleet, settings, port, key is not None):
         say(line)
     pilot.start()
@@ -150,9 +153,18 @@ def api_key(settings: Settings) -> str | None:
 
 
 def hosts_of(settings: Settings, port: int) -> set[str]:
-    """Values of the Host header that are meant for this server, lower case."""
-    names = {"127.0.0.1", "localhost", "[::1]", *map(_bracketed, (settings.host, *settings.allowed_hosts))} - {"0.0.0.0", "[::]"}
+    """Values of the Host header that are this server's own, lower case."""
+    names = {"127.0.0.1", "localhost", "[::1]", _bracketed(settings.host)} - {"0.0.0.0", "[::]"}
     return {f"{name.lower()}:{port}" for name in names} | ({name.lower() for name in names} if port == 80 else set())
+
+
+def allowed_hosts(settings: Settings) -> set[str]:
+    """What --allow-host says, lower case: NAME:PORT, or NAME for itself with any port or none, as behind a proxy or a tunnel. Raises Refusal."""
+    allowed = {_bracketed(host) if host.count(":") > 1 else host for host in map(str.lower, settings.allowed_hosts)}
+    for host in sorted(allowed):
+        if not _HOST.fullmatch(host):
+            refuse("command line", "--allow-host", quoted(host), "NAME or NAME:PORT, as the client's Host header has it", "leave out https:// and any path")
+    return allowed
 
 
 def _bracketed(host: str) -> str:

@@ -1,6 +1,6 @@
 """Aliases that move while a server runs: looked at every second, their new versions loaded beside the old ones.
 
-It refuses nothing itself: a version that does not verify is not taken, is said once, and stands in /health until the alias moves on.
+It refuses nothing itself: a version that does not verify or load is not taken, is said once, and stands in /health until the alias moves on.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import threading
 from collections.abc import Callable
 
 from tuner.artifact.remote import remote_of
-from tuner.errors import Refusal
-from tuner.serve.fleet import Fleet, Loaded, Model
+from tuner.serve.fleet import NOT_TAKEN, Fleet, Loaded, Model
 from tuner.serve.meters import Meters
 from tuner.serve.pilot import Pilot
 
@@ -35,6 +34,11 @@ class Watch(threading.Thread):
     def stop(self) -> None:
         self._stopping.set()
 
+    @property
+    def sees(self) -> bool:
+        """Would a moved alias be noticed? Not while the log cannot be read, nor once this thread has died."""
+        return self.is_alive() and not self._unread
+
     def look(self) -> None:
         """Take what the aliases point at now."""
         try:
@@ -43,10 +47,11 @@ class Watch(threading.Thread):
                     self._remote.refresh(name)
             self._fleet.settle()
             moved = self._fleet.moved()
-        except Refusal as refusal:
-            if str(refusal) != self._unread:
-                self._say(f"the store cannot be read; what is loaded goes on answering\n{refusal}")
-            self._unread = str(refusal)
+        except NOT_TAKEN as error:
+            why = str(error) or type(error).__name__
+            if why != self._unread:
+                self._say(f"the store cannot be read; what is loaded goes on answering\n{why}")
+            self._unread = why
             return
         self._unread = ""
         for model, number in moved:
@@ -55,9 +60,9 @@ class Watch(threading.Thread):
     def _take(self, model: Model, number: int) -> None:
         try:
             olds = self._fleet.take(model, number)
-        except Refusal as refusal:
+        except NOT_TAKEN as error:
             self._meters.add("tuner_reloads_total", model.name, "refused")
-            self._say(f"{model.name}: version {number} was not taken; {model.loaded.label} goes on answering\n{refusal}")
+            self._say(f"{model.name}: version {number} was not taken; {model.loaded.label} goes on answering\n{error}")
             return
         self._meters.add("tuner_reloads_total", model.name, "taken")
         self._say(f"{model.name}: answers by version {number} from now on; it was {model.loaded.label}")
