@@ -364,10 +364,10 @@ def test_manifests_that_no_tuner_wrote_are_refused_and_never_a_traceback(store: 
 
 def forge(folder: Path, facts: dict[str, Any]) -> None:
     """A manifest of these facts with the right digest of its own."""
-    from tuner.artifact.manifest import _own_digest
+    from tuner.artifact.manifest import own_digest
     from tuner.durable import json_text
 
-    (folder / "manifest.json").write_text(json_text({**facts, "digest": _own_digest({k: v for k, v in facts.items() if k != "digest"})}), encoding="utf-8")
+    (folder / "manifest.json").write_text(json_text({**facts, "digest": own_digest({k: v for k, v in facts.items() if k != "digest"})}), encoding="utf-8")
 
 
 def test_code_that_a_tokenizer_names_is_neither_fetched_nor_asked_for(store: Path, folder: Path) -> None:

@@ -41,13 +41,7 @@ def needs(module: str | None) -> None:
         pytest.skip(f"{module} is not installed")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two OpenMP runtimes, torch's and ggml's, share the cores: neither may take them all."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def version_of(store: Path, base: Path, adapter: Callable[[Path], Any], load: Any = "fp32", kind: str = "lora", **template: Any) -> Version:

@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
+from tuner.artifact.manifest import is_as_written, own_digest
 from tuner.durable import ensure_shared_folder, json_text, readable, write_new
 from tuner.errors import Problem, Refusal, refuse
-from tuner.fingerprint import digest_bytes, digest_text
+from tuner.fingerprint import digest_bytes
 from tuner.safe_text import quoted
 
 SCHEMA = 1
@@ -106,7 +107,7 @@ def append(
     now = datetime.now(UTC).isoformat(timespec="seconds")
     entry = Entry(after + 1, what, version, alias, by, why, now, dict(facts or {}), previous)
     whole = {"schema": SCHEMA, **_entry_dict(entry), **_state_dict(_after(before, entry))}
-    if not _created(home, entry.number, json_text({**whole, "digest": _own_digest(whole)}).encode("utf-8")):
+    if not _created(home, entry.number, json_text({**whole, "digest": own_digest(whole)}).encode("utf-8")):
         _refuse_moved(home, after)
     return entry
 
@@ -212,21 +213,9 @@ def _read(home: Path, number: int) -> tuple[dict[str, Any], bytes]:
         refuse(path, "schema", "no schema number", f"schema {SCHEMA}", "restore the log from a copy")
     if said["schema"] > SCHEMA:
         refuse(path, "schema", said["schema"], f"at most {SCHEMA}", "this entry was written by a newer tuner: upgrade tuner")
-    if not _is_as_written(said, data):
+    if not is_as_written(said, data):
         _refuse_changed(home, number, "an entry that was changed after it was written")
     return said, data
-
-
-def _own_digest(said: Mapping[str, Any]) -> str:
-    """Digest of an entry without its own digest: the newest one has none after it that would hold its digest."""
-    return digest_text(json_text({k: v for k, v in said.items() if k != "digest"}))
-
-
-def _is_as_written(said: Mapping[str, Any], data: bytes) -> bool:
-    try:
-        return bool(said.get("digest") == _own_digest(said) and json_text(said).encode("utf-8") == data)
-    except ValueError:  # NaN, or half of a surrogate pair: never written by us
-        return False
 
 
 def _entry_said(home: Path, number: int, said: Mapping[str, Any]) -> Entry:

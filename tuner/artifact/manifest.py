@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ def write_manifest(stage: Path, facts: dict[str, Any]) -> None:
     """Write manifest.json over everything now in `stage`. Must be the last file written there."""
     files = {p.relative_to(stage).as_posix(): {"bytes": p.stat().st_size, "digest": digest_file(p)} for p in sorted(stage.rglob("*")) if p.is_file()}
     whole = json.loads(json_text({"schema": SCHEMA, "status": "complete", **facts, "files": files}))  # as it will be read back
-    (stage / MANIFEST).write_text(json_text({**whole, "digest": _own_digest(whole)}), encoding="utf-8")
+    (stage / MANIFEST).write_text(json_text({**whole, "digest": own_digest(whole)}), encoding="utf-8")
 
 
-def _own_digest(manifest: dict[str, Any]) -> str:
-    """Digest of the manifest without its own digest."""
+def own_digest(manifest: Mapping[str, Any]) -> str:
+    """Digest of a manifest, or of an entry of the log, without its own digest."""
     return digest_text(json_text({k: v for k, v in manifest.items() if k != "digest"}))
 
 
@@ -51,10 +52,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def is_as_written(manifest: dict[str, Any], data: bytes) -> bool:
-    """Is `data` byte for byte what write_manifest wrote for these facts?"""
+def is_as_written(manifest: Mapping[str, Any], data: bytes) -> bool:
+    """Is `data` byte for byte what was written for these facts, which hold their own digest?"""
     try:
-        return bool(manifest.get("digest") == _own_digest(manifest) and json_text(manifest).encode("utf-8") == data)
+        return bool(manifest.get("digest") == own_digest(manifest) and json_text(manifest).encode("utf-8") == data)
     except ValueError:  # NaN, or half of a surrogate pair: never written by us
         return False
 

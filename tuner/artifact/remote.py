@@ -329,13 +329,6 @@ class Remote:
         claimed.unlink(missing_ok=True)
         return False
 
-    def remove(self, name: str, number: int) -> None:
-        """Delete a version there, its manifest first, then here. Its number stays taken."""
-        home = f"{name}/{number}"
-        with reaching(self.url, f"deleting {name}@{number}"):
-            self.backend.remove(home, MANIFEST, f"remove {name}@{number}")
-        shutil.rmtree(self.folder / home, ignore_errors=True)
-
     def _create(self, path: str, data: bytes) -> bool:
         """Exclusive creation. An answer that was lost and asked for again looks as if another had won: the same bytes there mean that it was us."""
         return self.backend.create(path, data) or self.backend.read(path, MANIFEST_BYTES) == data
