@@ -153,6 +153,7 @@ def test_forgetting_is_only_listed_until_it_is_applied(folder: Path) -> None:
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_the_written_recipe_trains_without_the_record_and_the_account_says_so(folder: Path) -> None:
     gone = content(SECRET, "red")
     done = tuner("forget", "--record", "train.jsonl:17", "--apply", "--why", "Article 17 request 4711", "--by", "mara", cwd=folder)

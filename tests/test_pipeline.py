@@ -120,7 +120,7 @@ def test_two_ranks_publish_one_version_with_the_losses_of_one_rank(recipe_file: 
     assert logs[0][-1]["step"] == logs[1][-1]["step"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)])
 def test_a_signal_while_training_publishes_nothing_and_exits_with_its_code(
     number: signal.Signals, code: int, recipe_file: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -145,6 +145,7 @@ def test_a_signal_while_training_publishes_nothing_and_exits_with_its_code(
     assert [p.name for p in home.iterdir() if p.name != ".lock"] == []
 
 
+@pytest.mark.slow
 def test_a_cut_recipe_trains_without_split_files(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     recipe_file(data={"task": "label", "train": "train.jsonl", "cut": {"validation": 0.2, "held_out": 0.2, "stratify": True}})
     process = tuner("run", "recipe.yaml", "train.max_steps=1", cwd=tmp_path)

@@ -127,7 +127,7 @@ def fp32_logits(smollm2: Base, plain_text: Any) -> Any:
     return logits(load_model(smollm2, FP32), plain_text)
 
 
-@pytest.fixture(scope="module", params=ON_CPU)
+@pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.slow) if kind == "fp4" else kind for kind in ON_CPU])  # as nf4, other codes
 def loaded(request: Any, smollm2: Base, plain_text: Any, fp32_logits: Any) -> Iterator[Loaded]:
     precision = serving_precision(request.param, "cpu")
     yield Loaded(request.param, smollm2, precision, load_model(smollm2, precision), plain_text, fp32_logits)

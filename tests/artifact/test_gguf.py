@@ -218,6 +218,7 @@ def test_a_base_file_holds_weights_sizes_and_tokenizer(tiny_base: Path, tmp_path
     assert fields["tokenizer.chat_template"] == (tiny_base / "chat_template.jinja").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_eight_bits_stay_within_half_a_step_of_each_block_of_32(tiny_base: Path, tmp_path: Path) -> None:
     write_model_gguf(tiny_base, tmp_path / "f.gguf")
     write_model_gguf(tiny_base, tmp_path / "q.gguf", "q8_0")

@@ -29,7 +29,7 @@ def test_the_prompts_of_a_new_version_are_equal_by_every_way(trained: tuple[Path
     assert found.equal == {"Adapter.answer": found.conversations, "transformers alone": found.conversations} and not found.differences
 
 
-@pytest.mark.parametrize("name", ["chatml", "alpaca", "plain"])
+@pytest.mark.parametrize("name", ["chatml", *(pytest.param(name, marks=pytest.mark.slow) for name in ("alpaca", "plain"))])
 def test_a_named_format_travels_with_the_artifact_and_plain_transformers_renders_it(
     name: str, recipe_file: Callable[..., Path], tiny_base: Path, tmp_path: Path
 ) -> None:

@@ -87,6 +87,7 @@ def study_of(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "studies" / "colours.curve" / "curve.json").read_text()))
 
 
+@pytest.mark.slow
 def test_curve_trains_each_part_once_grades_it_on_validation_and_never_reads_held_out(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     recipe = recipe_file()
     words = ["curve", recipe, "--fractions", "0.5,1", "train.records_per_step=8"]

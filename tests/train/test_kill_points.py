@@ -189,6 +189,7 @@ def swept(recipe: Callable[..., Path], points: int | None, timeout: float, work:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_hit_at_sampled_points_of_a_checkpoint_publishes_the_same_adapter(recipe_file: Callable[..., Path]) -> None:
     found = swept(recipe_file, 6, 300)
     assert found["failures"] == [] and found["tried"] == 6

@@ -273,7 +273,7 @@ def test_a_signal_stops_all_ranks_after_the_same_step_and_the_run_goes_on(home: 
 
 
 @pytest.mark.parametrize(("fault", "lost", "says"), [(signal.SIGKILL, 1, "its process has ended"), (signal.SIGSTOP, 1, "no progress for 4 s"),
-                                                     (signal.SIGKILL, 0, "its process has ended")])  # fmt: skip
+                                                     pytest.param(signal.SIGKILL, 0, "its process has ended", marks=pytest.mark.slow)])  # fmt: skip
 def test_a_rank_that_dies_or_hangs_ends_the_run_and_is_named_with_its_step(fault: signal.Signals, lost: int, says: str, home: Path, tmp_path: Path) -> None:
     folder = copied(home, tmp_path, epochs=1000, hang_seconds=4.0)
     with launched(folder, 2, "train", "recipe.yaml") as running:
@@ -471,6 +471,7 @@ def test_every_shipped_configuration_plans_and_trains_two_steps(config: Path, ho
 # --- through the launcher ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_under_accelerates_launcher_a_lost_rank_is_named_and_the_run_goes_on(home: Path, tmp_path: Path) -> None:
     folder = copied(home, tmp_path, epochs=1000)
     config = ROOT / "recipes" / "accelerate" / "cpu.yaml"
