@@ -406,7 +406,7 @@ from tests.artifact.test_hub import fill, evaluated
 from tuner.artifact.remote import remote_of, store_folder
 from tuner.artifact.store import publish, find, add_evaluation, latest_evaluation
 from tuner.artifact import history
-from tuner.artifact.manifest import verify
+from tuner.artifact.manifest import MANIFEST, verify
 
 os.environ["XDG_CACHE_HOME"] = sys.argv[1] + "/one"
 store = store_folder("hf://team/store/below")
@@ -416,7 +416,7 @@ history.append(store / "toy", 0, "promote", 2, "production", "ann", "better")
 os.environ["XDG_CACHE_HOME"] = sys.argv[1] + "/two"
 there = store_folder("hf://team/store/below")
 found = find(there, "toy@production")
-remote_of(there).remove("toy", 1)
+remote_of(there).backend.remove("toy/1", MANIFEST, "remove toy@1")  # somebody deletes it there
 print(json.dumps([first.number, second.number, found.number, verify(found.folder)["version"], latest_evaluation(found).name]))
 """
 
