@@ -6,6 +6,7 @@ the config says. PEFT itself compiles names as patterns, drops what does not fit
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -52,13 +53,13 @@ class AdapterConfig(Section):
     inference_mode: Literal[True] = True
     peft_version: Annotated[str, Field(pattern=r"^[0-9A-Za-z.+@-]{1,64}$")] | None = None
 
+    @abstractmethod
     def tensor_problems(self, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
         """What of the file's tensors is not what this config means."""
-        raise NotImplementedError
 
+    @abstractmethod
     def layers(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int | None, int | None]]:
         """(inputs, outputs) of every adapted layer by its path in the base, as far as the tensors tell them."""
-        raise NotImplementedError
 
 
 class LayerConfig(AdapterConfig):
@@ -91,12 +92,13 @@ class LayerConfig(AdapterConfig):
         """The rank of the layer at `path`; None for kinds without one."""
         return None
 
+    @abstractmethod
     def _shapes(self, path: str, of: Mapping[str, Tensor]) -> bool:
         """Have the tensors of one layer, which are all there, shapes that belong together?"""
-        raise NotImplementedError
 
+    @abstractmethod
     def _sides(self, of: Mapping[str, Tensor]) -> tuple[int | None, int | None]:
-        raise NotImplementedError
+        """(inputs, outputs) of one layer, as far as its tensors tell them."""
 
     def _wanted_parts(self) -> tuple[str, ...]:
         return self.parts

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
-from tuner.artifact.manifest import is_as_written, own_digest
+from tuner.artifact.manifest import is_as_written, own_digest, read_numbered
 from tuner.durable import ensure_shared_folder, json_text, readable, write_new
 from tuner.errors import Problem, Refusal, refuse
 from tuner.fingerprint import digest_bytes
@@ -201,18 +201,7 @@ def _refuse_gap(home: Path, numbers: Iterable[int]) -> None:
 
 
 def _read(home: Path, number: int) -> tuple[dict[str, Any], bytes]:
-    path = _path(home, number)
-    try:
-        data = path.read_bytes()
-        said = json.loads(data)
-    except PermissionError as error:
-        refuse(path, "", f"unreadable: {error.strerror}", "a file this user may read", "mend its permissions")
-    except (OSError, ValueError, RecursionError) as error:
-        refuse(path, "", f"unreadable: {error}", "the entry as it was written", "restore the log from a copy")
-    if not isinstance(said, dict) or not isinstance(said.get("schema"), int):
-        refuse(path, "schema", "no schema number", f"schema {SCHEMA}", "restore the log from a copy")
-    if said["schema"] > SCHEMA:
-        refuse(path, "schema", said["schema"], f"at most {SCHEMA}", "this entry was written by a newer tuner: upgrade tuner")
+    said, data = read_numbered(_path(home, number), SCHEMA, "entry", "restore the log from a copy")
     if not is_as_written(said, data):
         _refuse_changed(home, number, "an entry that was changed after it was written")
     return said, data

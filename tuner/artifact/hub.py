@@ -17,7 +17,7 @@ from tuner.artifact import history
 from tuner.artifact.backends import BACKENDS, HubStore, reaching
 from tuner.artifact.manifest import LATER, MANIFEST, read_manifest, verify
 from tuner.artifact.remote import MANIFEST_BYTES, checked_manifest, remote_of
-from tuner.artifact.store import NUMBER, Version, add_later, latest_evaluation
+from tuner.artifact.store import NAME, NUMBER, Version, add_later, latest_evaluation
 from tuner.artifact.untrusted import adopted_note, refuse_unsafe
 from tuner.durable import ensure_own_folder, ensure_shared_folder, json_text, locked, require_space, seal, staging, write_bytes
 from tuner.errors import Collector, Refusal, refuse
@@ -34,7 +34,6 @@ PULLED = "pulled.json"  # in an evaluation that came from elsewhere
 ANSWERS = "answers.jsonl"  # texts of the data
 OF_THE_HUB = frozenset({".gitattributes", "README.md"})  # what the hub puts into a new repository
 _SOURCE = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +153,7 @@ def pull(source: str, store: Path, *, as_name: str | None = None, endpoint: str 
         manifest = checked_manifest(pinned.read(MANIFEST, MANIFEST_BYTES), f"{source}/{MANIFEST}")
         _refuse_unlike_a_version(manifest, there, source)
         name, number = as_name or str(manifest.get("name")), manifest.get("version")
-        if not _NAME.fullmatch(name) or not NUMBER.fullmatch(str(number)):
+        if not NAME.fullmatch(name) or not NUMBER.fullmatch(str(number)):
             refuse(source, "name", quoted(f"{name}@{number}"), "a name and number as tuner gives them", "give it a name with --as NAME")
         version = Version(name, int(str(number)), store / name / str(number))
         if _is_there(store, version, manifest):

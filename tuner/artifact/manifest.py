@@ -36,20 +36,29 @@ def own_digest(manifest: Mapping[str, Any]) -> str:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a version. Raises Refusal when it is absent, broken, or of a later schema."""
-    file = folder / MANIFEST
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        (folder / MANIFEST).stat()
     except FileNotFoundError:
         refuse(folder, MANIFEST, "no manifest", "a version written by tuner", "name an adapter as NAME@VERSION; `tuner list` shows them")
+    except OSError:
+        pass  # reading it says why
+    return read_numbered(folder / MANIFEST, SCHEMA, "version", "restore the folder from a copy")[0]
+
+
+def read_numbered(file: Path, schema: int, what: str, remedy: str) -> tuple[dict[str, Any], bytes]:
+    """A JSON object with a schema number, at most `schema`, and its bytes. Raises Refusal where it is broken or newer."""
+    try:
+        data = file.read_bytes()
+        said = json.loads(data)
     except PermissionError as error:
         refuse(file, "", f"unreadable: {error.strerror}", "a file this user may read", "mend its permissions")
     except (OSError, ValueError, RecursionError) as error:
-        refuse(file, "", f"unreadable: {error}", "the manifest as it was written", "restore the folder from a copy")
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
-        refuse(file, "schema", "no schema number", f"schema {SCHEMA}", "restore the folder from a copy")
-    if manifest["schema"] > SCHEMA:
-        refuse(file, "schema", manifest["schema"], f"at most {SCHEMA}", "this version was written by a newer tuner: upgrade tuner")
-    return manifest
+        refuse(file, "", f"unreadable: {error}", f"the {what} as it was written", remedy)
+    if not isinstance(said, dict) or not isinstance(said.get("schema"), int):
+        refuse(file, "schema", "no schema number", f"schema {schema}", remedy)
+    if said["schema"] > schema:
+        refuse(file, "schema", said["schema"], f"at most {schema}", f"this {what} was written by a newer tuner: upgrade tuner")
+    return said, data
 
 
 def is_as_written(manifest: Mapping[str, Any], data: bytes) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 from tuner.artifact import backends
 from tuner.artifact.backends import Backend, is_safe, open_backend, reaching
 from tuner.artifact.manifest import LATER, MANIFEST, is_as_written
+from tuner.artifact.store import NUMBER
 from tuner.artifact.untrusted import ADOPTED
 from tuner.durable import boot_id, ensure_folder, ensure_own_folder, is_alive, json_text, locked, require_space, write_json, write_new
 from tuner.errors import Collector, refuse
@@ -34,7 +35,6 @@ CLAIMED = ".claimed"  # in a mirror: numbers that processes of this machine took
 SENDING, WHOLE = ".sending.json", ".whole.json"  # around what is added to a version later
 SMALL_BYTES = 4 << 20  # of a JSON, Markdown or HTML file that `refresh` brings along
 MANIFEST_BYTES, RECORD_BYTES = 64 << 20, 1 << 20
-_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
 def store_folder(place: str | Path, default: str = "adapters") -> Path:
@@ -104,7 +104,7 @@ class Remote:
                 parts = path.split("/")
                 if len(parts) == 3 and parts[1] in ("log", ADOPTED):
                     self._bring_entry(path, size)
-                elif len(parts) == 3 and _NUMBER.fullmatch(parts[1]) and parts[2] == MANIFEST:
+                elif len(parts) == 3 and NUMBER.fullmatch(parts[1]) and parts[2] == MANIFEST:
                     self._bring_manifest(path)
                 elif len(parts) == 5 and parts[2] in LATER and parts[4] == WHOLE and f"{parts[0]}/{parts[1]}/{MANIFEST}" in there:
                     self._bring_later(path, whole=False)
@@ -136,7 +136,7 @@ class Remote:
     def _mirrored(self, name: str | None) -> set[str]:
         """Manifests in the mirror, as paths below it."""
         homes = [self.folder / name] if name else [p for p in self.folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
-        folders = [p for home in homes if home.is_dir() for p in home.iterdir() if _NUMBER.fullmatch(p.name)]
+        folders = [p for home in homes if home.is_dir() for p in home.iterdir() if NUMBER.fullmatch(p.name)]
         return {f"{p.parent.name}/{p.name}/{MANIFEST}" for p in folders if (p / MANIFEST).is_file()}
 
     def _bring_entry(self, path: str, size: int) -> None:
@@ -337,14 +337,14 @@ class Remote:
         """Every number there that was claimed or published."""
         found = (path.split("/") for path in self.backend.files(name))
         said = ((parts[2].removesuffix(".json").lstrip("0") if parts[1] == NUMBERS else parts[1]) for parts in found if len(parts) > 2)
-        return {int(number) for number in said if _NUMBER.fullmatch(number)}
+        return {int(number) for number in said if NUMBER.fullmatch(number)}
 
     def _sweep(self, name: str) -> None:
         """Remove files of uploads that died: versions without manifest whose number a process of this machine took that no longer runs."""
         there = self.backend.files(name)
         for number in self.backend.children(name):
             claimed = f"{name}/{NUMBERS}/{number:0>6}.json"
-            is_begun = _NUMBER.fullmatch(number) and f"{name}/{number}/{MANIFEST}" not in there and claimed in there
+            is_begun = NUMBER.fullmatch(number) and f"{name}/{number}/{MANIFEST}" not in there and claimed in there
             if is_begun and _is_dead(json.loads(self.backend.read(claimed, RECORD_BYTES))):
                 self.backend.remove(f"{name}/{number}", MANIFEST, f"remove what is left of {name}@{number}")
 

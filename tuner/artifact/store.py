@@ -24,7 +24,7 @@ from tuner.safe_text import quoted
 if TYPE_CHECKING:
     from tuner.artifact.remote import Remote
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # the same as recipe.NAME; holds no slash, so it cannot leave the store
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # the same as recipe.NAME; holds no slash, so it cannot leave the store
 SCORES = "scores.json"
 NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -278,7 +278,7 @@ def home_of(store: Path, name: str) -> Path:
 
 
 def _home(store: Path, name: str) -> Path:
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         refuse(store, "adapter name", quoted(name), "1 to 64 of a-z 0-9 . _ -, starting with a letter or digit", "use NAME or NAME@VERSION")
     return store / name
 
@@ -286,7 +286,7 @@ def _home(store: Path, name: str) -> Path:
 def names(store: Path) -> list[str]:
     """Every name that has a folder in the store, also one without versions."""
     with readable(store):
-        return sorted(p.name for p in store.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)) if store.is_dir() else []
+        return sorted(p.name for p in store.iterdir() if p.is_dir() and NAME.fullmatch(p.name)) if store.is_dir() else []
 
 
 def _numbers(home: Path) -> list[int]:

@@ -6,6 +6,7 @@ It refuses nothing; a task that is cancelled frees what its answer held after th
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
@@ -21,20 +22,21 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 
 
-class Waiting:
+class Waiting(ABC):
     """The async forms of `answer`, `answer_many` and `stream`. Several may wait at once: each gets its next token in turn."""
 
+    @abstractmethod
     def stream(self, question: Question, max_new_tokens: int = 256) -> Stream:
-        raise NotImplementedError
+        """An answer as it comes."""
 
+    @abstractmethod
     def _in_steps(self, questions: Sequence[Question], max_new_tokens: int) -> Iterator[list[str]]:
         """Again and again an empty list, between which others may be answered; then the answers. The state it is asked in is that of this call."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def _worker(self) -> Executor:
         """The one thread in which the model works for event loops."""
-        raise NotImplementedError
 
     async def answer_async(self, question: Question, max_new_tokens: int = 256) -> str:
         """`answer`, awaited."""
@@ -55,8 +57,9 @@ class Waiting:
             async for piece in pieces:
                 yield piece
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """Drop the model."""
 
     async def close_async(self) -> None:
         """`close`, after everything that was asked before it: answers that have begun end as they would have."""
