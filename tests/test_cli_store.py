@@ -243,5 +243,6 @@ def test_every_try_line_of_the_store_is_a_command_that_works(folder: Path, said:
     for words in (["rollback", "a@1"], ["log", "a@1"]):
         done = said(*words, cwd=folder)
         assert done.returncode == 2 and "NAME alone" in done.stderr and "use 'a'" in done.stderr
-    gone = said("list", "--store", str(folder / "nowhere"), cwd=folder)
-    assert gone.returncode == 2 and "no such folder" in gone.stderr
+    for words in (["list"], ["gc", "--apply"]):
+        gone = said(*words, "--store", str(folder / "nowhere"), cwd=folder)
+        assert gone.returncode == 2 and "no such folder" in gone.stderr

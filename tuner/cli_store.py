@@ -42,13 +42,19 @@ def list_versions(store: Store = None, as_json: AsJson = False) -> None:
         out.print(visible(said), style="dim" if row["retired"] is not None else None, markup=False, soft_wrap=True)
 
 
-def _place_to_list(store: str | None) -> Path:
-    """The store, its mirror as it is now. A store that was named is refused where nothing lies; the default one may be yet to come."""
-    from tuner.artifact.remote import remote_of
-
+def _named_place(store: str | None) -> Path:
+    """The store. One that was named is refused where nothing lies; the default one may be yet to come."""
     place = store_folder(store or "adapters")
     if store is not None and not place.is_dir():
         refuse(place, "--store", "no such folder", "a folder of versions, or a URL", "name the folder that holds the names; without --store it is ./adapters")
+    return place
+
+
+def _place_to_list(store: str | None) -> Path:
+    """The store, its mirror as it is now."""
+    from tuner.artifact.remote import remote_of
+
+    place = _named_place(store)
     remote = remote_of(place)
     if remote is not None:
         remote.refresh(None)
@@ -288,7 +294,8 @@ def gc(
     from tuner.durable import json_text
     from tuner.promotion import user
 
-    found = collect(store_folder(store or "adapters"), by or user(), reason or "gc") if apply else garbage(store_folder(store or "adapters"))
+    place = _named_place(store)
+    found = collect(place, by or user(), reason or "gc") if apply else garbage(place)
     if as_json:
         sys.stdout.write(json_text({**found.as_dict(), "applied": apply}))
         return
